@@ -1,0 +1,265 @@
+"""Datasets: opening, checking and making them."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tatscli.app.reporting import Reporter, Silent
+from tatscli.config.check import CheckConfig
+from tatscli.config.data import ClipConfig
+from tatscli.config.synth import SynthConfig
+from tatscli.core.data.clips import (
+    ClipSource,
+    FixedClips,
+    TrainClips,
+    every_clip,
+    spread_clips,
+)
+from tatscli.core.data.index import Problem, VideoEntry, VideoIndex, build_index
+from tatscli.core.data.synth import SynthResult, write_dataset
+from tatscli.core.data.video import read_frames
+from tatscli.errors import DataError
+
+Split = Literal["train", "val"]
+NAMED_PROBLEMS = 10
+"""Files that are named one by one; of more, the count."""
+
+
+@dataclass(frozen=True)
+class VideoClips:
+    """The clips of a dataset of videos.
+
+    Attributes:
+        index: The videos.
+        clip: How clips are cut.
+    """
+
+    index: VideoIndex
+    clip: ClipConfig
+
+    @cached_property
+    def train(self) -> ClipSource:
+        """Clips of the training split."""
+        return self._source("train")
+
+    @cached_property
+    def val(self) -> ClipSource:
+        """Clips of the validation split."""
+        return self._source("val")
+
+    @property
+    def rate(self) -> float:
+        """Frames per second of the clips, as kept; that of the first video where none is set."""
+        rate = self.clip.frame_rate or self.index.entries[0].info.rate
+        return rate / self.clip.sample_every_n_frames
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Videos that are left out."""
+        return [*self.index.problems, *self.train.problems, *self.val.problems]
+
+    def training(self, seed: int) -> TrainClips:
+        """Clips with random starts."""
+        return TrainClips(self.train, seed)
+
+    def spread(self, split: Split, count: int) -> FixedClips:
+        """At most so many fixed clips, spread evenly over a split."""
+        source = self._by_name(split)
+        return FixedClips(source, spread_clips(source, count))
+
+    def every(self, split: Split, stride: int) -> FixedClips:
+        """All clips of a split at a fixed stride."""
+        source = self._by_name(split)
+        return FixedClips(source, every_clip(source, stride))
+
+    def _by_name(self, split: Split) -> ClipSource:
+        return self.train if split == "train" else self.val
+
+    def _source(self, split: Split) -> ClipSource:
+        return ClipSource(self.index.split(split), self.index.root, self.clip)
+
+
+def open_videos(root: Path, clip: ClipConfig, strict: bool, reporter: Reporter) -> VideoClips:
+    """Index a dataset, naming what is left out.
+
+    Args:
+        root: The dataset.
+        clip: How clips are cut.
+        strict: Whether anything left out is an error.
+        reporter: Told about progress and about what is left out.
+
+    Raises:
+        DataError: Nothing usable is left, or ``strict`` and anything would be left out.
+    """
+    with reporter.task("indexing", "videos") as task:
+        index = build_index(root, strict=strict, progress=lambda n, of: task.update(n, of))
+    clips = VideoClips(index, clip)
+    if clips.problems and strict:
+        first = clips.problems[0]
+        raise DataError(f"{root}/{first.path}: {first.reason}", "leave out --strict")
+    name_problems(clips.problems, reporter)
+    return clips
+
+
+def name_problems(problems: Iterable[Problem], reporter: Reporter) -> None:
+    """Name what is left out, the first ones one by one."""
+    left_out = list(problems)
+    for problem in left_out[:NAMED_PROBLEMS]:
+        reporter.warn(f"left out {problem.path}: {problem.reason}")
+    if len(left_out) > NAMED_PROBLEMS:
+        more = len(left_out) - NAMED_PROBLEMS
+        reporter.warn(f"left out {more} more videos; 'tats data check' names them all")
+
+
+def synthesise(folder: Path, config: SynthConfig, reporter: Reporter | None = None) -> SynthResult:
+    """Write a synthetic dataset."""
+    reporter = reporter or Silent()
+    with reporter.task("writing videos", "videos") as task:
+        return write_dataset(folder, config, lambda done, total: task.update(done, total))
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a dataset holds, decoded to the last frame.
+
+    Attributes:
+        folder: The dataset.
+        training_videos: Usable videos of the training split.
+        validation_videos: Usable videos of the validation split.
+        classes: Names of the classes.
+        frames: Frames decoded.
+        hours: Playing time of the usable videos.
+        sizes: Videos of each size as displayed.
+        rates: Videos of each frame rate.
+        clips: Places of training clips in an epoch.
+        unreadable: What cannot be opened or decoded, with the reason.
+        too_short: What is shorter than a clip.
+        double: Groups of files with the same content.
+        in_both_splits: Files whose content is in both splits.
+    """
+
+    folder: Path
+    training_videos: int
+    validation_videos: int
+    classes: list[str]
+    frames: int
+    hours: float
+    sizes: dict[str, int]
+    rates: dict[str, int]
+    clips: int
+    unreadable: list[str]
+    too_short: list[str]
+    double: list[str]
+    in_both_splits: list[str]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not (self.unreadable or self.too_short or self.double or self.in_both_splits)
+
+
+def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = None) -> CheckResult:
+    """Decode every frame of a dataset and say what is wrong with it.
+
+    Raises:
+        DataError: Nothing usable is left, or ``config.strict`` and anything is wrong.
+    """
+    reporter = reporter or Silent()
+    with reporter.task("indexing", "videos") as task:
+        index = build_index(folder, progress=lambda n, of: task.update(n, of))
+    files = {entry.path: entry for entry in index.entries}
+    unreadable = [f"{p.path}: {p.reason}" for p in index.problems]
+    decoded: set[str] = set()
+    with (
+        reporter.task("decoding", "videos", len(files)) as task,
+        ThreadPoolExecutor() as pool,
+    ):
+        found = pool.map(lambda entry: _decode_all(index.root, entry), files.values())
+        for done, (entry, reason) in enumerate(zip(files.values(), found, strict=True), 1):
+            if reason:
+                unreadable.append(f"{entry.path}: {reason}")
+            else:
+                decoded.add(entry.path)
+            task.update(done, len(files))
+    usable = [entry for entry in index.entries if entry.path in decoded]
+    if not usable:
+        raise DataError(f"{folder}: none of {len(files)} videos can be decoded", unreadable[0])
+    # Pixels do not matter here; the least resolution is accepted for every video.
+    clip = ClipConfig(
+        resolution=8, sequence_length=config.sequence_length, frame_rate=config.frame_rate
+    )
+    too_short: list[str] = []
+    clips = 0
+    for split in ("train", "val"):
+        entries = [entry for entry in usable if entry.split == split]
+        try:
+            source = ClipSource(entries, index.root, clip)
+        except DataError as error:
+            too_short.append(error.message)
+            continue
+        too_short += [f"{p.path}: {p.reason}" for p in source.problems]
+        if split == "train":
+            clips = len(TrainClips(source, 0))
+    double, in_both = _doubles(index.root, usable)
+    seconds = {e.path: len(e.info.times) / e.info.rate for e in usable if e.info.rate}
+    once = [files[path] for path in sorted(decoded)]
+    result = CheckResult(
+        folder=folder,
+        training_videos=sum(entry.split == "train" for entry in usable),
+        validation_videos=sum(entry.split == "val" for entry in usable),
+        classes=list(index.classes),
+        frames=sum(len(entry.info.times) for entry in once),
+        hours=sum(seconds.values()) / 3600,
+        sizes=_counts(f"{entry.info.width}x{entry.info.height}" for entry in once),
+        rates=_counts(f"{entry.info.rate:.4g}" for entry in once),
+        clips=clips,
+        unreadable=unreadable,
+        too_short=too_short,
+        double=double,
+        in_both_splits=in_both,
+    )
+    if config.strict and not result.sound:
+        wrong = [*unreadable, *too_short, *double, *in_both]
+        raise DataError(f"{folder}: {len(wrong)} problems; the first: {wrong[0]}")
+    return result
+
+
+def _decode_all(root: Path, entry: VideoEntry) -> str:
+    """The reason why a video cannot be decoded to its end; empty where it can."""
+    count = len(entry.info.times)
+    step = 64
+    try:
+        for first in range(0, count, step):
+            read_frames(root / entry.path, entry.info, range(first, min(first + step, count)), 8)
+    except DataError as error:
+        return error.message.removeprefix(str(root / entry.path)).lstrip(": ")
+    return ""
+
+
+def _doubles(root: Path, entries: list[VideoEntry]) -> tuple[list[str], list[str]]:
+    """Groups of equal files, and those of them that are in both splits."""
+    groups: dict[bytes, dict[str, set[str]]] = {}
+    for entry in entries:
+        path = root / entry.path
+        if not path.is_file():
+            continue
+        digest = blake2b(digest_size=16)
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        groups.setdefault(digest.digest(), {}).setdefault(entry.path, set()).add(entry.split)
+    same = [paths for paths in groups.values() if len(paths) > 1]
+    double = [" = ".join(sorted(paths)) for paths in same]
+    both = [" = ".join(sorted(p)) for p in same if len(set.union(*p.values())) > 1]
+    return double, both
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    values, counts = np.unique(list(names), return_counts=True)
+    return {str(value): int(count) for value, count in zip(values, counts, strict=True)}

@@ -1,0 +1,286 @@
+"""Videos to a token dataset, and tokens to videos."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tatscli.app.data import Split, VideoClips, open_videos
+from tatscli.app.devices import choose_device
+from tatscli.app.pictures import DEFAULT_RATE
+from tatscli.app.reporting import Reporter, Silent, Task
+from tatscli.config.encode import DecodeConfig, EncodeConfig
+from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan, save_vqgan
+from tatscli.core.data.clips import Clip, FixedClips
+from tatscli.core.data.index import Problem
+from tatscli.core.data.tokens import (
+    TokenDataset,
+    TokenHeader,
+    TokenManifest,
+    TokenUnit,
+    TokenWriter,
+    read_manifest,
+)
+from tatscli.core.data.video import to_uint8, write_video
+from tatscli.core.training.engine import choose_workers
+from tatscli.errors import ConfigError, DataError
+
+SPLITS: tuple[Split, ...] = ("train", "val")
+VQGAN_FILE = "vqgan.ckpt"
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """A token dataset.
+
+    Attributes:
+        folder: Where it is.
+        training_clips: Clips of the training split.
+        validation_clips: Clips of the validation split.
+        grid: Latent grid (t, h, w) of a clip.
+        codes_used: Codes that occur in the training split.
+        codes: Codes of the codebook.
+        vqgan: Fingerprint of the VQGAN.
+        skipped: What was left out, with the reason.
+    """
+
+    folder: Path
+    training_clips: int
+    validation_clips: int
+    grid: tuple[int, int, int]
+    codes_used: int
+    codes: int
+    vqgan: str
+    skipped: list[str]
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """Videos decoded from tokens.
+
+    Attributes:
+        folder: Where they are.
+        videos: How many.
+        frames: Frames of each.
+        size: Side in pixels.
+        frame_rate: Frames per second of the files.
+    """
+
+    folder: Path
+    videos: int
+    frames: int
+    size: int
+    frame_rate: float
+
+
+def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResult:
+    """Encode a dataset; continues an encoding that was interrupted.
+
+    Raises:
+        ConfigError: The clips do not fit the VQGAN's downsampling.
+        DataError: Nothing can be encoded, or the folder holds other tokens.
+    """
+    reporter = reporter or Silent()
+    options = config.encode
+    device = choose_device(config.compute.device)
+    vqgan = read_vqgan(options.vqgan)
+    clip = config.data.clip(vqgan.clip)
+    try:
+        grid = vqgan.model.config.grid(clip.frames, clip.resolution, clip.resolution)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    videos = open_videos(config.data.data, clip, config.data.strict, reporter)
+    stride = options.stride or clip.sequence_length
+    clips = {split: videos.every(split, stride) for split in SPLITS}
+    writer = TokenWriter(options.out, _header(videos, clips, vqgan, grid, stride))
+    save_vqgan(TrainedVQGAN(vqgan.model, clip, videos.rate, vqgan.step), options.out / VQGAN_FILE)
+    missing = writer.missing()
+    total = sum(unit.stop - unit.first for unit in missing)
+    if len(missing) < len(writer.units):
+        reporter.note(f"continuing: {len(writer.units) - len(missing)} shards are there already")
+    vqgan.model.to(device)
+    with reporter.task("encoding", "clips", total) as task:
+        done = 0
+        for unit in missing:
+            done = _encode_unit(writer, unit, clips[unit.split], vqgan, config, task, done)
+    manifest = writer.finish()
+    return _summary(options.out, manifest)
+
+
+def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None) -> DecodeResult:
+    """Decode a token dataset to one video a clip.
+
+    Raises:
+        DataError: There are no tokens, or another VQGAN is given than they were made with.
+    """
+    reporter = reporter or Silent()
+    options = config.decode
+    manifest = read_manifest(tokens)
+    vqgan = read_vqgan(options.vqgan or tokens)
+    check_fingerprint(manifest, vqgan, tokens, options.vqgan)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise DataError(
+            f"{options.out} exists and is not empty; nothing was overwritten", "choose --out"
+        )
+    device = choose_device(config.compute.device)
+    vqgan.model.to(device)
+    rate = vqgan.rate or DEFAULT_RATE
+    chosen = [(split, TokenDataset(tokens, split)) for split in SPLITS if manifest.clips[split]]
+    counts = {split: min(options.limit or len(held), len(held)) for split, held in chosen}
+    written = 0
+    with reporter.task("decoding", "clips", sum(counts.values())) as task:
+        for split, held in chosen:
+            for first in range(0, counts[split], options.batch_size):
+                numbers = range(first, min(first + options.batch_size, counts[split]))
+                codes = torch.stack([held[n].tokens for n in numbers]).to(device)
+                frames = to_uint8(vqgan.model.decode(codes).clamp(-0.5, 0.5))
+                for number, clip in zip(numbers, frames, strict=True):
+                    stem = options.out / split / f"clip-{number:06}"
+                    path, start = held.origin(number)
+                    tags = {"comment": f"{path} from {start:.3f} s"}
+                    write_video(stem.with_suffix(".mp4"), clip, rate, metadata=tags)
+                    if options.lossless:
+                        lossless = stem.with_suffix(".mkv")
+                        write_video(lossless, clip, rate, lossless=True, metadata=tags)
+                    written += 1
+                task.update(written)
+    return DecodeResult(options.out, written, frames.shape[1], frames.shape[2], rate)
+
+
+def check_fingerprint(
+    manifest: TokenManifest, vqgan: TrainedVQGAN, tokens: Path, given: Path | None
+) -> None:
+    """Tokens mean something only to the VQGAN that wrote them.
+
+    Raises:
+        DataError: It is another; the message has both fingerprints.
+    """
+    fingerprint = vqgan.model.fingerprint()
+    if fingerprint != manifest.fingerprint:
+        raise DataError(
+            f"{tokens} holds tokens of VQGAN {manifest.fingerprint}, "
+            f"but {given or tokens / VQGAN_FILE} is VQGAN {fingerprint}",
+            "leave out --vqgan: the token dataset holds its own; or encode again",
+        )
+
+
+def _header(
+    videos: VideoClips,
+    clips: dict[Split, FixedClips],
+    vqgan: TrainedVQGAN,
+    grid: tuple[int, int, int],
+    stride: int,
+) -> TokenHeader:
+    return TokenHeader(
+        fingerprint=vqgan.model.fingerprint(),
+        codes=vqgan.model.config.codes,
+        grid=grid,
+        clip=videos.clip,
+        stride=stride,
+        classes=videos.index.classes,
+        videos={split: tuple(e.path for e in clips[split].source.entries) for split in SPLITS},
+        clips={split: len(clips[split]) for split in SPLITS},
+        problems=tuple(videos.problems),
+    )
+
+
+class _Readable(Dataset[Clip | Problem]):
+    """Clips of a unit; one that cannot be decoded is its problem, in its place."""
+
+    def __init__(self, clips: FixedClips, unit: TokenUnit) -> None:
+        self._clips, self._unit = clips, unit
+
+    def __len__(self) -> int:
+        return self._unit.stop - self._unit.first
+
+    def __getitem__(self, place: int) -> Clip | Problem:
+        number = self._unit.first + place
+        try:
+            return self._clips[number]
+        except DataError as error:
+            path = self._clips.source.entries[self._clips.addresses[number].entry].path
+            return Problem(path, error.message)
+
+
+def _as_list(items: list[Any]) -> list[Any]:
+    return items
+
+
+def _encode_unit(
+    writer: TokenWriter,
+    unit: TokenUnit,
+    clips: FixedClips,
+    vqgan: TrainedVQGAN,
+    config: EncodeConfig,
+    task: Task,
+    done: int,
+) -> int:
+    """Encode and write one shard; the number of clips done in all."""
+    device = next(vqgan.model.parameters()).device
+    tokens, kept, labels, problems = [], [], [], []
+    number = unit.first
+    for batch in _batches(_Readable(clips, unit), config, device):
+        read = []
+        for item in batch:
+            if isinstance(item, Problem):
+                if config.data.strict:
+                    raise DataError(f"{item.path}: {item.reason}", "leave out --strict")
+                problems.append(item)
+            else:
+                read.append(item.video)
+                labels.append(item.label)
+                kept.append(number)
+            number += 1
+        if read:
+            tokens.append(vqgan.model.encode(torch.stack(read).to(device)).cpu())
+        done += len(batch)
+        task.update(done)
+    addresses = [clips.addresses[n] for n in kept]
+    writer.write(
+        unit,
+        torch.cat(tokens) if tokens else torch.empty((0, *writer.header.grid), dtype=torch.long),
+        labels,
+        [address.entry for address in addresses],
+        [clips.source.seconds(address) for address in addresses],
+        problems,
+    )
+    return done
+
+
+def _batches(
+    clips: _Readable, config: EncodeConfig, device: torch.device
+) -> Iterator[list[Clip | Problem]]:
+    loader: DataLoader[Clip | Problem] = DataLoader(
+        clips,
+        batch_size=config.encode.batch_size,
+        num_workers=choose_workers(device.type, config.encode.workers),
+        collate_fn=_as_list,
+    )
+    return iter(loader)
+
+
+def _summary(folder: Path, manifest: TokenManifest) -> EncodeResult:
+    counts = {s: sum(shard.n for shard in manifest.shards[s]) for s in SPLITS}
+    if not counts["train"]:
+        raise DataError(f"{folder}: no training clip could be encoded")
+    held = TokenDataset(folder, "train")
+    used = torch.zeros(manifest.codes, dtype=torch.bool)
+    for number in range(len(held)):
+        used[held[number].tokens.flatten()] = True
+    problems = [
+        *manifest.problems,
+        *(p for s in SPLITS for x in manifest.shards[s] for p in x.problems),
+    ]
+    return EncodeResult(
+        folder=folder,
+        training_clips=counts["train"],
+        validation_clips=counts["val"],
+        grid=manifest.grid,
+        codes_used=int(used.sum()),
+        codes=manifest.codes,
+        vqgan=manifest.fingerprint,
+        skipped=[f"{p.path}: {p.reason}" for p in problems],
+    )

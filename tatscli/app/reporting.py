@@ -1,0 +1,49 @@
+"""How use cases tell what they are doing, without knowing a terminal."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    """One piece of work under way."""
+
+    def update(
+        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
+    ) -> None:
+        """Say how many units are done in all, of how many, with the figures that matter."""
+
+
+class Reporter(Protocol):
+    """Where a use case reports to."""
+
+    def note(self, text: str) -> None:
+        """Say one line that is not a result."""
+
+    def warn(self, text: str) -> None:
+        """Say one line that the user should act on."""
+
+    def task(self, what: str, unit: str, total: int | None = None) -> AbstractContextManager[Task]:
+        """Show a piece of work while it lasts."""
+
+
+class _NoTask:
+    def update(
+        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
+    ) -> None:
+        pass
+
+
+class Silent:
+    """Reports to nobody; for the Python API and tests."""
+
+    def note(self, text: str) -> None:
+        """Drop the line."""
+
+    def warn(self, text: str) -> None:
+        """Drop the line."""
+
+    @contextmanager
+    def task(self, what: str, unit: str, total: int | None = None) -> Iterator[Task]:
+        """Show nothing."""
+        yield _NoTask()

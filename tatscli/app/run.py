@@ -1,0 +1,157 @@
+"""Run folders: what a training run reads and leaves behind.
+
+``config.yaml`` is the resolved config, written before the first step; ``run.json`` holds versions,
+command, hardware and status; beside them ``checkpoints/``, ``metrics.csv``, TensorBoard events in
+``events/`` and pictures in ``samples/``.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tatscli import __version__
+from tatscli.config.base import Config
+from tatscli.config.files import dump
+from tatscli.errors import RunError
+
+PACKAGES = ("torch", "lightning", "torchvision", "av", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder of one training run."""
+
+    path: Path
+
+    @property
+    def samples(self) -> Path:
+        """Where pictures go."""
+        return self.path / "samples"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that continues the run."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @classmethod
+    def create(cls, path: Path) -> "RunFolder":
+        """Make the folder of a new run.
+
+        Raises:
+            RunError: It holds something already, or cannot be made.
+        """
+        run = cls(path)
+        if _is_helper_process():
+            return run
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise RunError(
+                    f"{path} exists and is not empty; nothing was overwritten",
+                    f"continue that run with --resume {path}, or choose another --out",
+                )
+            run.samples.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(f"cannot create {path}: {error.strerror}", "choose --out") from None
+        return run
+
+    @classmethod
+    def reopen(cls, path: Path) -> "RunFolder":
+        """Open the folder of a run that is to be continued.
+
+        Raises:
+            RunError: It is no run folder, or has not saved yet.
+        """
+        run = cls(path)
+        if not (path / "config.yaml").is_file():
+            raise RunError(f"{path} is no run folder: it has no config.yaml")
+        if not run.last.is_file():
+            raise RunError(
+                f"{path} has saved no checkpoint yet ({run.last} is missing)",
+                "start again with another --out, or remove that folder",
+            )
+        run.samples.mkdir(exist_ok=True)
+        return run
+
+    def write_config(self, config: Config) -> None:
+        """Write the resolved config."""
+        if not _is_helper_process():
+            write_atomically(self.path / "config.yaml", dump(config))
+
+    @contextmanager
+    def recorded(self, **facts: Any) -> Iterator[dict[str, Any]]:
+        """Keep ``run.json`` up to date while the run lasts.
+
+        Args:
+            facts: What to record about the run.
+
+        Yields:
+            A dict to put more facts into; written when the run ends.
+        """
+        record = {
+            "status": "running",
+            "command": sys.argv,
+            "tats": __version__,
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "machine": _machine(),
+            "started": _now(),
+            **facts,
+        }
+        self._write_record(record)
+        try:
+            yield record
+        except BaseException as error:
+            record |= {"status": "failed", "error": str(error) or type(error).__name__}
+            raise
+        finally:
+            record["ended"] = _now()
+            if record["status"] == "running":
+                record["status"] = "finished"
+            self._write_record(record)
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        if not _is_helper_process():
+            write_atomically(self.path / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a text file so that a reader finds the old content or the new.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    aside = file.with_name(f".{file.name}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(file)
+    except OSError as error:
+        raise RunError(f"cannot write {file}: {error.strerror}") from None
+
+
+def _is_helper_process() -> bool:
+    """Whether this is a process that the first one of the run started beside itself."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
+
+
+def _machine() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"system": platform.platform(), "cores": os.cpu_count(), "gpus": gpus}
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

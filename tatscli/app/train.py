@@ -1,0 +1,353 @@
+"""Training of both stages: from settings to a run folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning.pytorch as lightning
+from pydantic import ValidationError
+from torch.utils.data import Subset, default_collate
+
+from tatscli.app.data import VideoClips, open_videos
+from tatscli.app.devices import asked_processes, place_training
+from tatscli.app.encode import check_fingerprint
+from tatscli.app.pictures import save_reconstructions, save_samples
+from tatscli.app.reporting import Reporter, Silent
+from tatscli.app.run import RunFolder
+from tatscli.config.files import read_layer
+from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
+from tatscli.core import weights
+from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan
+from tatscli.core.data.tokens import (
+    TokenDataset,
+    TokenManifest,
+    is_token_dataset,
+    read_manifest,
+)
+from tatscli.core.models.perceptual import LPIPS
+from tatscli.core.sampling.filters import TokenFilter
+from tatscli.core.sampling.generate import Chances, class_condition, generate_window
+from tatscli.core.training import gpt as gpt_training
+from tatscli.core.training import vqgan as vqgan_training
+from tatscli.core.training.engine import Clips, Outcome, Placement, epoch_steps, fit
+from tatscli.core.training.gpt import GPTTraining
+from tatscli.core.training.vqgan import VQGANTraining
+from tatscli.errors import ConfigError
+
+TrainConfig = TypeVar("TrainConfig", VQGANTrainConfig, GPTTrainConfig)
+
+PICTURED_CLIPS = 4
+"""Clips in the pictures of a run."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A run that ended.
+
+    Attributes:
+        run: Its folder.
+        checkpoint: Its best checkpoint, else its last.
+        steps: Steps done in all.
+        figures: Last value of each metric.
+        status: ``finished`` or ``stopped``.
+        signal: Signal that stopped it, 0 if none.
+    """
+
+    run: Path
+    checkpoint: Path
+    steps: int
+    status: str
+    figures: dict[str, float]
+    signal: int
+
+
+def concrete(config: TrainConfig, processes: int) -> TrainConfig:
+    """Replace a published base rate by the learning rate it stands for.
+
+    Args:
+        config: As resolved.
+        processes: Of the run; the published rule depends on them.
+    """
+    optim, loop = config.optim, config.train
+    if not optim.base_learning_rate:
+        return config
+    rate = optim.rate(loop.accumulate, processes, loop.batch_size)
+    settled = optim.model_copy(update={"learning_rate": rate, "base_learning_rate": 0.0})
+    return config.model_copy(update={"optim": settled})
+
+
+def preview(config: TrainConfig, reporter: Reporter) -> TrainConfig:
+    """What a run would use, touching neither devices nor paths."""
+    processes = asked_processes(config.compute)
+    _notes(config, processes, reporter)
+    return concrete(config, processes)
+
+
+def train_vqgan(
+    config: VQGANTrainConfig,
+    resume: Path | None = None,
+    reporter: Reporter | None = None,
+) -> TrainResult:
+    """Train a VQGAN.
+
+    Args:
+        config: Settings.
+        resume: Folder of a run to continue instead of starting a new one.
+        reporter: Told about progress.
+    """
+    reporter = reporter or Silent()
+    placement = place_training(config.compute)
+    _notes(config, placement.world, reporter)
+    config = concrete(config, placement.world)
+    perceptual = LPIPS(weights.locate("vgg16")) if config.loss.perceptual_weight else None
+    videos = open_videos(config.data.data, config.data, config.data.strict, reporter)
+    clips = _video_clips(videos, config.train.seed, config.train.val_clips)
+    run = _open_run(config, resume, f"vqgan-{config.data.data.name}")
+    lightning.seed_everything(config.train.seed, verbose=False)
+    rate = videos.rate
+    module = VQGANTraining(config, config.optim.learning_rate, rate, perceptual)
+    shown = _first(clips, PICTURED_CLIPS)
+
+    def draw(training: VQGANTraining, step: int) -> None:
+        video = shown.video.to(training.device)
+        made = training.vqgan(video).video.clamp(-0.5, 0.5)
+        save_reconstructions(video, made, run.samples / f"reconstructions-{step:07}", rate)
+
+    return _run(
+        module, clips, config, placement, run, vqgan_training, draw, resume, reporter, "vqgan"
+    )
+
+
+def train_gpt(
+    config: GPTTrainConfig,
+    resume: Path | None = None,
+    reporter: Reporter | None = None,
+) -> TrainResult:
+    """Train a GPT on videos or on a token dataset.
+
+    Args:
+        config: Settings.
+        resume: Folder of a run to continue instead of starting a new one.
+        reporter: Told about progress.
+    """
+    reporter = reporter or Silent()
+    placement = place_training(config.compute)
+    _notes(config, placement.world, reporter)
+    config = concrete(config, placement.world)
+    if is_token_dataset(config.data.data):
+        vqgan, clips, classes = _token_clips(config)
+    else:
+        vqgan, clips, classes = _clips_to_encode(config, reporter)
+    architecture = gpt_architecture(config, vqgan, classes)
+    if config.model.block_size > architecture.positions:
+        reporter.note(
+            f"--block-size {config.model.block_size} is larger than the {architecture.positions} "
+            "positions that are used"
+        )
+    run = _open_run(config, resume, f"gpt-{config.data.data.name}")
+    lightning.seed_everything(config.train.seed, verbose=False)
+    rate = vqgan.rate
+    module = GPTTraining(config, architecture, vqgan, classes, config.optim.learning_rate)
+
+    def draw(training: GPTTraining, step: int) -> None:
+        numbers = range(PICTURED_CLIPS)
+        codes = generate_window(
+            training.gpt,
+            class_condition(training.gpt, len(classes), numbers),
+            Chances(config.train.seed, numbers),
+            TokenFilter(top_p=0.92),
+        )
+        video = training.vqgan.decode(codes).clamp(-0.5, 0.5)
+        save_samples(video, run.samples / f"samples-{step:07}", rate)
+
+    return _run(module, clips, config, placement, run, gpt_training, draw, resume, reporter, "gpt")
+
+
+def gpt_architecture(
+    config: GPTTrainConfig, vqgan: TrainedVQGAN, classes: tuple[str, ...]
+) -> GPTConfig:
+    """The GPT that fits a VQGAN and the clips it will write.
+
+    Raises:
+        ConfigError: Vocabulary or block size do not fit; the message has both numbers.
+    """
+    codes = vqgan.model.config.codes
+    if config.model.vocab_size not in (0, codes):
+        raise ConfigError(
+            f"--vocab-size {config.model.vocab_size}, but the VQGAN has {codes} codes",
+            f"leave the option out, or give {codes}",
+        )
+    clip = config.data.clip(vqgan.clip)
+    grid = vqgan.model.config.grid(clip.frames, clip.resolution, clip.resolution)
+    if config.model.condition == "label":
+        layout = ConditionLayout.labels(len(classes))
+    else:
+        layout = ConditionLayout.unconditional()
+    tokens = layout.tokens + grid[0] * grid[1] * grid[2] - 1
+    try:
+        return GPTConfig(
+            layers=config.model.layers,
+            heads=config.model.heads,
+            width=config.model.width,
+            dropout=config.model.dropout,
+            codes=codes,
+            grid=grid,
+            condition=layout,
+            block_size=config.model.block_size or tokens,
+        )
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(reason, "leave --block-size out") from None
+
+
+def _clips_to_encode(
+    config: GPTTrainConfig, reporter: Reporter
+) -> tuple[TrainedVQGAN, Clips, tuple[str, ...]]:
+    if config.vqgan is None:
+        raise ConfigError(
+            f"{config.data.data} holds videos, and --vqgan is not given",
+            "add --vqgan RUN, or give a token dataset that tats encode wrote",
+        )
+    vqgan = read_vqgan(config.vqgan)
+    clip = config.data.clip(vqgan.clip)
+    try:
+        vqgan.model.config.grid(clip.frames, clip.resolution, clip.resolution)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    videos = open_videos(config.data.data, clip, config.data.strict, reporter)
+    clips = _video_clips(videos, config.train.seed, config.train.val_clips)
+    _check_classes(config, videos.index.classes)
+    return vqgan, clips, videos.index.classes
+
+
+def _token_clips(config: GPTTrainConfig) -> tuple[TrainedVQGAN, Clips, tuple[str, ...]]:
+    folder = config.data.data
+    manifest = read_manifest(folder)
+    _check_geometry(config, manifest)
+    vqgan = read_vqgan(config.vqgan or folder)
+    check_fingerprint(manifest, vqgan, folder, config.vqgan)
+    vqgan = TrainedVQGAN(vqgan.model, manifest.clip, vqgan.rate, vqgan.step)
+    _check_classes(config, manifest.classes)
+    train, held = TokenDataset(folder, "train"), TokenDataset(folder, "val")
+    count = min(config.train.val_clips, len(held))
+    spread = [(2 * i + 1) * len(held) // (2 * count) for i in range(count)]
+    return vqgan, Clips(train, len(train), Subset(held, spread)), manifest.classes
+
+
+def _check_geometry(config: GPTTrainConfig, manifest: TokenManifest) -> None:
+    """Geometry options must agree with the tokens, which are cut already."""
+    for name in ("resolution", "sequence_length", "frame_rate", "sample_every_n_frames"):
+        asked, held = getattr(config.data, name), getattr(manifest.clip, name)
+        if asked and asked != held:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option} {asked:g}, but {config.data.data} was encoded with {held:g}",
+                f"leave out {option}, or encode again",
+            )
+
+
+def _check_classes(config: GPTTrainConfig, classes: tuple[str, ...]) -> None:
+    if config.model.condition == "label" and not classes:
+        raise ConfigError(
+            f"--condition label, but {config.data.data} has no classes",
+            "put the videos into one folder a class, or use --condition none",
+        )
+
+
+def _video_clips(videos: VideoClips, seed: int, held: int) -> Clips:
+    train = videos.training(seed)
+    return Clips(train, len(train), videos.spread("val", held))
+
+
+def _first(clips: Clips, count: int) -> Any:
+    held = clips.validation
+    return default_collate([held[i] for i in range(min(count, len(held)))])  # type: ignore[arg-type]
+
+
+def _open_run(config: TrainConfig, resume: Path | None, name: str) -> RunFolder:
+    if resume is None:
+        run = RunFolder.create(config.train.out or Path("runs") / name)
+    else:
+        run = RunFolder.reopen(resume)
+        _check_unchanged(config, run)
+    run.write_config(config)
+    return run
+
+
+def _check_unchanged(config: TrainConfig, run: RunFolder) -> None:
+    """A run that goes on must be the same run: same model, same clips, same seed."""
+    stored = read_layer(run.path / "config.yaml").values
+    now = config.model_dump(mode="json")
+    changed = [
+        f"{section}.{name}: {old} -> {now[section].get(name)}"
+        for section in ("data", "model", "loss")
+        for name, old in stored.get(section, {}).items()
+        if name not in ("data", "strict") and now[section].get(name) != old
+    ]
+    if stored["train"]["seed"] != now["train"]["seed"]:
+        changed.append(f"train.seed: {stored['train']['seed']} -> {now['train']['seed']}")
+    if changed:
+        raise ConfigError(
+            f"{run.path} was trained with other settings: {'; '.join(changed)}",
+            "leave these options out when continuing, or start a new run with another --out",
+        )
+
+
+def _run(
+    module: Any,
+    clips: Clips,
+    config: VQGANTrainConfig | GPTTrainConfig,
+    placement: Placement,
+    run: RunFolder,
+    stage: Any,
+    draw: Callable[[Any, int], None],
+    resume: Path | None,
+    reporter: Reporter,
+    kind: str,
+) -> TrainResult:
+    loop = config.train
+    steps = epoch_steps(clips, loop, placement)
+    parameters = sum(p.numel() for p in getattr(module, kind).parameters())
+    reporter.note(
+        f"{kind} of {parameters / 1e6:.1f} M parameters on {placement.processes} x "
+        f"{placement.accelerator}, {clips.slots} training clips ({steps} steps an epoch), "
+        f"{len(clips.validation)} validation clips"  # type: ignore[arg-type]
+    )
+    with (
+        run.recorded(kind=kind, world=placement.world, precision=placement.precision) as record,
+        reporter.task(f"training {kind}", "steps", loop.max_steps) as task,
+    ):
+        outcome: Outcome = fit(
+            module,
+            clips,
+            loop=loop,
+            compute=config.compute,
+            placement=placement,
+            folder=run.path,
+            monitor=stage.MONITOR,
+            figures=stage.FIGURES,
+            draw=draw,
+            on_step=lambda step, figures: task.update(step, figures=figures),
+            resume=run.last if resume else None,
+        )
+        status = "stopped" if outcome.signal else "finished"
+        record |= {"status": status, "steps": outcome.step, "figures": outcome.figures}
+    if outcome.signal:
+        reporter.note(f"saved at step {outcome.step}; continue with --resume {run.path}")
+    checkpoint = run.best if run.best.is_file() else run.last
+    return TrainResult(run.path, checkpoint, outcome.step, status, outcome.figures, outcome.signal)
+
+
+def _notes(config: VQGANTrainConfig | GPTTrainConfig, processes: int, reporter: Reporter) -> None:
+    optim, loop, compute = config.optim, config.train, config.compute
+    if optim.base_learning_rate:
+        rate = optim.rate(loop.accumulate, processes, loop.batch_size)
+        reporter.note(
+            f"learning rate {rate:.3g} from base rate {optim.base_learning_rate:g} by the "
+            f"published rule (accumulate {loop.accumulate}, {processes} processes, "
+            f"batch {loop.batch_size})"
+        )
+    if compute.sync_batchnorm and compute.gpus < 2 and compute.nodes < 2:
+        reporter.note("--sync-batchnorm has no effect without several GPUs")

@@ -1,0 +1,37 @@
+"""``tats gpt``: stage two."""
+
+import typer
+
+from tatscli.cli import console
+from tatscli.cli.options import DryRun, Json, Resume, configured
+from tatscli.config.files import dump
+from tatscli.config.train import GPTTrainConfig
+
+app = typer.Typer(no_args_is_help=True, help="Stage two: learn to write grids of codes.")
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command(epilog="Example: tats gpt train --data DIR --vqgan RUN")
+@configured(presets="gpt")
+def train(
+    config: GPTTrainConfig,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train the GPT that writes codes, on videos or on tokens that tats encode wrote.
+
+    Writes a run folder with checkpoints, metrics and pictures of samples. A checkpoint holds the
+    VQGAN too, so that it is all that sampling needs.
+    """
+    from tatscli.app import train as use_case
+
+    if dry_run:
+        console.text(dump(use_case.preview(config, console.Terminal())))
+        return
+    result = use_case.train_gpt(config, resume, console.Terminal())
+    console.trained(result, as_json=json, then=f"tats sample long --gpt {result.run} --length 64")

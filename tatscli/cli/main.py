@@ -1,0 +1,80 @@
+"""The ``tats`` program: its commands, and the one place where errors become messages."""
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tatscli import __version__
+from tatscli.cli import console, data, demo, encode, evaluate, gpt, sample, vqgan, weights
+from tatscli.errors import TatsError
+
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    # Published options are written with underscores, ours with dashes; both are the same option.
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+
+app = typer.Typer(
+    name="tats",
+    no_args_is_help=True,
+    context_settings=SETTINGS,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train, sample and judge video generators built from a video VQGAN and a GPT.",
+    epilog="Start with: tats demo",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.text(f"tats {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command(rich_help_panel="Start here")(demo.demo)
+app.add_typer(data.app, name="data", rich_help_panel="Pipeline")
+app.add_typer(vqgan.app, name="vqgan", rich_help_panel="Pipeline")
+app.command(rich_help_panel="Pipeline")(encode.encode)
+app.command(rich_help_panel="Pipeline")(encode.decode)
+app.add_typer(gpt.app, name="gpt", rich_help_panel="Pipeline")
+app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
+app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
+app.add_typer(weights.app, name="weights", rich_help_panel="Housekeeping")
+
+
+def main() -> None:
+    """Run the program; errors a person can act on become a message and exit code 1."""
+    debug = bool(os.environ.get("TATS_DEBUG"))
+    try:
+        app()
+    except TatsError as error:
+        if debug:
+            raise
+        console.error(error.message, error.hint)
+        sys.exit(1)
+    except OSError as error:
+        if debug or not error.filename or error.errno not in _DISK:
+            raise
+        console.error(f"{error.filename}: {error.strerror}", _DISK[error.errno])
+        sys.exit(1)
+
+
+_DISK = {
+    errno.ENOSPC: "free some space, or write elsewhere with --out",
+    errno.EROFS: "write elsewhere with --out",
+    errno.EACCES: "check the permissions, or write elsewhere with --out",
+    errno.ENOTDIR: "a part of this path is a file",
+}

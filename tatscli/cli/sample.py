@@ -1,0 +1,38 @@
+"""``tats sample``: new videos."""
+
+import typer
+
+from tatscli.cli import console
+from tatscli.cli.options import Json, configured
+from tatscli.config.sample import SampleLongConfig, SampleShortConfig
+
+app = typer.Typer(no_args_is_help=True, help="New videos, of training length or of any length.")
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command(epilog="Example: tats sample short --gpt RUN --samples 64")
+@configured()
+def short(config: SampleShortConfig, json: Json = False) -> None:
+    """Sample videos of the length of training.
+
+    Writes one MP4 a sample, a grid, and samples.json with seeds and settings.
+    """
+    from tatscli.app.sample import short as use_case
+
+    console.result(use_case(config, console.Terminal()), as_json=json)
+
+
+@app.command(epilog="Example: tats sample long --gpt RUN --length 64")
+@configured()
+def long(config: SampleLongConfig, json: Json = False) -> None:
+    """Sample videos of any length, by a window that slides over latent frames.
+
+    Writes one MP4 a sample, a grid, and samples.json with seeds and settings.
+    """
+    from tatscli.app.sample import long as use_case
+
+    console.result(use_case(config, console.Terminal()), as_json=json)

@@ -1,0 +1,55 @@
+"""Videos to tokens and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from tatscli.config.base import Config, Published
+from tatscli.config.data import GPTDataConfig
+from tatscli.config.sample import DeviceConfig
+
+
+class EncodeOptions(Config):
+    """Encoding."""
+
+    vqgan: Annotated[Path, Published("vqvae"), Published("vqgan_ckpt")]
+    """VQGAN run folder, checkpoint or published file."""
+    out: Path = Path("tokens")
+    """Folder of the token dataset; an unfinished one is continued."""
+    stride: int = Field(0, ge=0)
+    """Frames from the start of one clip to the next, at the frame rate read; 0 = no overlap."""
+    batch_size: int = Field(8, ge=1)
+    """Clips encoded at once."""
+    workers: Annotated[int, Published("num_workers")] = Field(-1, ge=-1)
+    """Processes that read clips; -1 chooses by core count."""
+
+
+class EncodeConfig(Config):
+    """Everything that encoding needs."""
+
+    data: GPTDataConfig
+    encode: EncodeOptions
+    compute: DeviceConfig = DeviceConfig()
+
+
+class DecodeOptions(Config):
+    """Decoding."""
+
+    vqgan: Annotated[Path | None, Published("vqvae"), Published("vqgan_ckpt")] = None
+    """VQGAN, as a check; by default the one the tokens were made with, which their folder holds."""
+    out: Path = Path("decoded")
+    """Folder of the videos; must be empty or new."""
+    limit: int = Field(0, ge=0)
+    """Clips to decode of each split; 0 = all."""
+    lossless: bool = False
+    """Also write each clip as lossless FFV1."""
+    batch_size: int = Field(8, ge=1)
+    """Clips decoded at once."""
+
+
+class DecodeConfig(Config):
+    """Everything that decoding needs."""
+
+    decode: DecodeOptions = DecodeOptions()
+    compute: DeviceConfig = DeviceConfig()

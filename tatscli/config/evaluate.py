@@ -1,0 +1,41 @@
+"""Evaluation."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from tatscli.config.base import Config
+from tatscli.config.sample import DeviceConfig
+
+
+class FVDOptions(Config):
+    """Fréchet video distance."""
+
+    features: Literal["i3d", "random"] = "i3d"
+    """Network: I3D trained on Kinetics, or the same with seeded random weights (never an FVD)."""
+    weights: Path | None = None
+    """I3D file; by default the one tats weights fetch stored."""
+    protocol: Literal["fvd", "tats"] = "fvd"
+    """Definition: the official graph, or that of the published TATS code."""
+    frames: int = Field(16, ge=9)
+    """Frames of each clip."""
+    resolution: int = Field(0, ge=0)
+    """Bring both sides to this side first (shorter side, centre crop); 0 needs equal sizes."""
+    frame_rate: float = Field(0.0, ge=0)
+    """Frames per second at which both sides are read; 0 keeps their own rates."""
+    limit: int = Field(0, ge=0)
+    """Videos of each side, a fixed choice; 0 = all."""
+    batch_size: int = Field(4, ge=1)
+    """Clips at once."""
+    seed: int = Field(0, ge=0)
+    """Seed of clip starts and of random features."""
+    strict: bool = False
+    """Stop at the first file that cannot be read, instead of naming and skipping it."""
+
+
+class FVDConfig(Config):
+    """Everything that the Fréchet video distance needs."""
+
+    fvd: FVDOptions = FVDOptions()
+    compute: DeviceConfig = DeviceConfig()

@@ -1,0 +1,157 @@
+"""Settings from several places, merged: defaults, then preset, then file, then options."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from tatscli.config.base import Config
+from tatscli.errors import ConfigError
+
+C = TypeVar("C", bound=Config)
+Key = tuple[str, ...]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings given in one place.
+
+    Attributes:
+        place: How messages call the place: a file name, or empty for options.
+        values: Nested settings.
+        flags: For options, the option that was typed for each key.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+    flags: Mapping[Key, str] = field(default_factory=dict)
+
+
+def resolve(model: type[C], layers: Sequence[Layer]) -> C:
+    """Build a config from layers, weakest first.
+
+    Raises:
+        ConfigError: Something is missing, unknown, out of range or contradictory; the message
+            names the option where it was typed, else the place and the key.
+    """
+    merged: dict[str, Any] = {name: {} for name, _ in sections(model)}
+    for layer in layers:
+        _merge(model, merged, layer, ())
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        problems = [_explain(model, problem, layers) for problem in error.errors()]
+        raise ConfigError("\n".join(problems), _hint(error)) from None
+
+
+def read_layer(file: Path) -> Layer:
+    """Settings of a YAML file.
+
+    Raises:
+        ConfigError: The file cannot be read or is not a mapping.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds a {type(values).__name__}, expected a mapping of settings")
+    return Layer(place=str(file), values=values)
+
+
+def preset_names(kind: str) -> tuple[str, ...]:
+    """Presets of a kind of run, such as ``vqgan``."""
+    return tuple(sorted(file.stem.removeprefix(f"{kind}-") for file in PRESETS.glob(f"{kind}-*")))
+
+
+def read_preset(kind: str, name: str) -> Layer:
+    """Settings of a preset that comes with the package."""
+    layer = read_layer(PRESETS / f"{kind}-{name}.yaml")
+    return Layer(place=f"preset {name}", values=layer.values)
+
+
+def dump(config: Config) -> str:
+    """Every setting as YAML, defaults included, so that the text alone repeats the run."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def sections(model: type[Config]) -> Iterator[tuple[str, type[Config]]]:
+    """The fields of a config that are configs themselves."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Config):
+            yield name, info.annotation
+
+
+def flag(key: Key) -> str:
+    """The option that sets a key: ("optim", "grad_clip") is --grad-clip."""
+    return "--" + key[-1].replace("_", "-")
+
+
+def _merge(model: type[Config], into: dict[str, Any], layer: Layer, prefix: Key) -> None:
+    values: Any = layer.values
+    for name in prefix:
+        values = values.get(name, {})
+    nested = dict(sections(model))
+    for group in model.ALTERNATIVES:
+        # An off value (0, empty) is what a saved config holds for the forms that were not used.
+        given = [name for name in group if values.get(name)]
+        if len(given) > 1:
+            names = " and ".join(layer.flags.get((*prefix, name), name) for name in given)
+            place = f"{layer.place}: " if layer.place else ""
+            raise ConfigError(f"{place}{names} set the same thing; give one of them")
+        if given:
+            for name in group:
+                into.pop(name, None)
+    for name, value in values.items():
+        if name in nested and isinstance(value, Mapping):
+            _merge(nested[name], into.setdefault(name, {}), layer, (*prefix, name))
+        elif name in nested and value is None:
+            continue
+        else:
+            into[name] = value
+
+
+def _explain(model: type[Config], problem: ErrorDetails, layers: Sequence[Layer]) -> str:
+    key = tuple(str(part) for part in problem["loc"])
+    kind = problem["type"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "missing":
+        return f"{flag(key)} is required"
+    place = _place(key, layers)
+    if kind == "extra_forbidden":
+        return f"{place} is not a setting"
+    got = "" if kind == "value_error" else f", got {problem['input']!r}"
+    return f"{place}: {message}{got}" if place else f"{message}{got}"
+
+
+def _place(key: Key, layers: Sequence[Layer]) -> str:
+    """Where a key was set: the option typed, else file and key; empty for whole sections."""
+    for layer in reversed(layers):
+        for given, typed in layer.flags.items():
+            if given == key[: len(given)]:
+                return typed
+        values: Any = layer.values
+        for name in key:
+            values = values.get(name) if isinstance(values, Mapping) else None
+        if values is not None and layer.place and not isinstance(values, Mapping):
+            return f"{layer.place}: {'.'.join(key)}"
+    return ""
+
+
+def _hint(error: ValidationError) -> str:
+    missing = [flag(tuple(str(p) for p in e["loc"])) for e in error.errors() if _is_missing(e)]
+    return f"add {' and '.join(missing)}, or --config FILE" if missing else ""
+
+
+def _is_missing(problem: ErrorDetails) -> bool:
+    return problem["type"] == "missing"

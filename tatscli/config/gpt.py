@@ -1,0 +1,132 @@
+"""The GPT: what a user sets, and the architecture that a checkpoint stores."""
+
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tatscli.config.base import Config, Published
+
+
+class ConditionPart(Config):
+    """One part of the condition that stands before the video tokens."""
+
+    kind: Literal["start", "label"]
+    """What the tokens of this part mean."""
+    tokens: int = Field(ge=1)
+    """Positions the part takes in the sequence."""
+    ids: int = Field(ge=0)
+    """Ids of its own in the joint vocabulary; the start token borrows id 0 and has none."""
+    offset: int = Field(ge=0)
+    """First of its ids in the joint vocabulary."""
+    null_id: int = -1
+    """Id that stands for no condition, -1 where the part has none."""
+
+
+class ConditionLayout(Config):
+    """The condition: parts in the order of the sequence; its ids come before the video's."""
+
+    parts: tuple[ConditionPart, ...] = Field(min_length=1)
+    """The parts, in the order of the sequence."""
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the whole condition."""
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def ids(self) -> int:
+        """Ids of the whole condition; video ids are offset by it."""
+        return sum(part.ids for part in self.parts)
+
+    def part(self, kind: str) -> ConditionPart | None:
+        """The part of a kind, if the layout has one."""
+        return next((part for part in self.parts if part.kind == kind), None)
+
+    @classmethod
+    def unconditional(cls) -> "ConditionLayout":
+        """One start token, id 0, which is also the first video id, as published."""
+        return cls(parts=(ConditionPart(kind="start", tokens=1, ids=0, offset=0),))
+
+    @classmethod
+    def labels(cls, classes: int) -> "ConditionLayout":
+        """One class label, with a null id after the classes."""
+        part = ConditionPart(kind="label", tokens=1, ids=classes + 1, offset=0, null_id=classes)
+        return cls(parts=(part,))
+
+
+class GPTConfig(Config):
+    """GPT architecture, complete: what a checkpoint stores and a model is built from."""
+
+    layers: int = Field(ge=1)
+    """Transformer blocks."""
+    heads: int = Field(ge=1)
+    """Attention heads."""
+    width: int = Field(ge=1)
+    """Width of the residual stream."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in embeddings, attention and blocks."""
+    codes: int = Field(ge=2)
+    """Codes of the VQGAN, which are the video ids."""
+    grid: tuple[int, int, int]
+    """Latent grid (t, h, w) of one window."""
+    condition: ConditionLayout
+    """Layout of the condition."""
+    block_size: int = Field(ge=1)
+    """Positions the model has embeddings for."""
+
+    @property
+    def video_tokens(self) -> int:
+        """Tokens of one window."""
+        return prod(self.grid)
+
+    @property
+    def vocabulary(self) -> int:
+        """Joint vocabulary: condition ids, then video ids."""
+        return self.condition.ids + self.codes
+
+    @property
+    def positions(self) -> int:
+        """Positions a whole window needs: the last token is never an input."""
+        return self.condition.tokens + self.video_tokens - 1
+
+    @model_validator(mode="after")
+    def _fits(self) -> "GPTConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.block_size < self.positions:
+            raise ValueError(
+                f"block size {self.block_size} is too small: {self.condition.tokens} condition "
+                f"tokens + {self.video_tokens} video tokens "
+                f"({' x '.join(map(str, self.grid))}) - 1 = {self.positions}"
+            )
+        return self
+
+
+class GPTOptions(Config):
+    """GPT architecture."""
+
+    layers: Annotated[int, Published("n_layer")] = Field(24, ge=1)
+    """Transformer blocks."""
+    heads: Annotated[int, Published("n_head")] = Field(16, ge=1)
+    """Attention heads."""
+    width: Annotated[int, Published("n_embd")] = Field(1024, ge=1)
+    """Width of the residual stream."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in embeddings, attention and blocks."""
+    vocab_size: int = Field(0, ge=0)
+    """Codes of the VQGAN, as a check; 0 takes what the VQGAN has."""
+    block_size: int = Field(0, ge=0)
+    """Positions of the model; 0 takes what condition and latent grid need."""
+    condition: Annotated[
+        Literal["none", "label"],
+        Published("cond_stage_key"),
+        Published("unconditional", value="none"),
+    ] = "none"
+    """What generation is conditioned on: nothing, or the class (the folder a video is in)."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "GPTOptions":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        return self

@@ -1,0 +1,145 @@
+"""Training runs of both stages."""
+
+import re
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tatscli.config.base import Config, Published
+from tatscli.config.data import DataConfig, GPTDataConfig
+from tatscli.config.gpt import GPTOptions
+from tatscli.config.vqgan import VQGANConfig, VQGANLossConfig
+
+_INTERVAL = re.compile(r"[1-9]\d*|0?\.\d*[1-9]\d*|1\.0*")
+
+
+class OptimConfig(Config):
+    """Optimiser."""
+
+    ALTERNATIVES: ClassVar = (("learning_rate", "base_learning_rate"),)
+
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the rate after warm-up: decays to a tenth at the last step, or constant."""
+    lr_warmup: int = Field(1000, ge=0)
+    """Steps over which the rate rises to its full value."""
+    grad_clip: Annotated[float, Published("gradient_clip_val")] = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+class VQGANOptimConfig(OptimConfig):
+    """Optimiser."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    """Learning rate of Adam, for generator and discriminators."""
+    base_learning_rate: Annotated[float, Published("lr")] = Field(0.0, ge=0)
+    """Rate before the published rule: accumulate x processes/8 x batch/4 x base; 0 = not used."""
+
+    def rate(self, accumulate: int, processes: int, batch_size: int) -> float:
+        """The learning rate used, by the published rule where a base rate is given."""
+        if not self.base_learning_rate:
+            return self.learning_rate
+        return accumulate * processes / 8 * batch_size / 4 * self.base_learning_rate
+
+
+class GPTOptimConfig(OptimConfig):
+    """Optimiser."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    """Learning rate of AdamW."""
+    base_learning_rate: Annotated[float, Published("base_lr")] = Field(0.0, ge=0)
+    """Rate before the published rule: accumulate x processes x batch x base; 0 = not used."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of the linear layers."""
+
+    def rate(self, accumulate: int, processes: int, batch_size: int) -> float:
+        """The learning rate used, by the published rule where a base rate is given."""
+        if not self.base_learning_rate:
+            return self.learning_rate
+        return accumulate * processes * batch_size * self.base_learning_rate
+
+
+class LoopConfig(Config):
+    """Training."""
+
+    out: Annotated[Path | None, Published("default_root_dir")] = None
+    """Folder of the run; by default runs, then the kind of model and the name of the data."""
+    max_steps: int = Field(2_000_000, ge=1)
+    """Optimiser steps of the whole run, whatever the accumulation and the number of devices."""
+    batch_size: int = Field(2, ge=1)
+    """Clips a device takes at once."""
+    accumulate: Annotated[int, Published("accumulate_grad_batches")] = Field(1, ge=1)
+    """Batches that make one optimiser step."""
+    val_check_interval: str = "1.0"
+    """Validate every N steps (whole number), or every such part of an epoch (decimal up to 1)."""
+    val_clips: int = Field(64, ge=1)
+    """Validation clips, fixed; fewer where the split has fewer."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints."""
+    grid_every: int = Field(1000, ge=1)
+    """Steps between pictures of reconstructions or samples."""
+    log_every: Annotated[int, Published("progress_bar_refresh_rate")] = Field(50, ge=1)
+    """Steps between lines of the log and updates of the display."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, clip order and augmentation."""
+
+    @field_validator("val_check_interval", mode="before")
+    @classmethod
+    def _interval(cls, value: object) -> str:
+        text = str(value)
+        if not _INTERVAL.fullmatch(text):
+            raise ValueError(f"a whole number of steps or a decimal up to 1.0, got {text}")
+        return text
+
+    def val_steps(self, epoch_steps: int) -> int:
+        """Steps between validations, for an epoch of so many steps."""
+        if "." in self.val_check_interval:
+            return max(1, round(float(self.val_check_interval) * epoch_steps))
+        return int(self.val_check_interval)
+
+
+class ComputeConfig(Config):
+    """Machine."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device; auto takes every visible GPU, else the CPU."""
+    gpus: int = Field(0, ge=0)
+    """CUDA devices to use; 0 leaves the choice to the device option."""
+    devices: int = Field(1, ge=1)
+    """Processes on the CPU, for trying a multi-device run without GPUs."""
+    nodes: int = Field(1, ge=1)
+    """Machines of a multi-machine run."""
+    workers: Annotated[int, Published("num_workers")] = Field(-1, ge=-1)
+    """Processes that read clips, per device; -1 chooses by core count."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Arithmetic of the networks; auto takes bf16 on GPUs that are good at it."""
+    sync_batchnorm: bool = False
+    """Share batch statistics between GPUs."""
+
+
+class VQGANTrainConfig(Config):
+    """Everything a VQGAN run needs."""
+
+    data: DataConfig
+    model: VQGANConfig = VQGANConfig()
+    loss: VQGANLossConfig = VQGANLossConfig()
+    optim: VQGANOptimConfig = VQGANOptimConfig()
+    train: LoopConfig = LoopConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _clip_fits_downsampling(self) -> "VQGANTrainConfig":
+        self.model.grid(self.data.frames, self.data.resolution, self.data.resolution)
+        return self
+
+
+class GPTTrainConfig(Config):
+    """Everything a GPT run needs."""
+
+    data: GPTDataConfig
+    vqgan: Annotated[Path | None, Published("vqvae")] = None
+    """VQGAN run folder, checkpoint or published file; a token dataset brings its own."""
+    model: GPTOptions = GPTOptions()
+    optim: GPTOptimConfig = GPTOptimConfig()
+    train: LoopConfig = LoopConfig(batch_size=3)
+    compute: ComputeConfig = ComputeConfig()

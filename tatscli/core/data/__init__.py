@@ -1,0 +1,1 @@
+"""Videos, frames, clips, tokens on disk and synthetic data."""

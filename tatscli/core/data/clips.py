@@ -1,0 +1,303 @@
+"""Clips cut from videos, for training (random starts), validation and encoding (fixed ones).
+
+C channels, T frames, H W pixels; clips are float32 (C, T, H, W) in [-0.5, 0.5]. A video is read on
+its grid: its own frames, or the frames nearest in time to the ticks of a given rate. A clip spans
+`sequence_length` frames of the grid, of which every `sample_every_n_frames`-th is kept.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from tatscli.config.data import ClipConfig
+from tatscli.core.data.index import Problem, VideoEntry
+from tatscli.core.data.video import read_frames, to_float
+from tatscli.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 10
+"""Clips tried in place of one that cannot be decoded."""
+
+Draw = tuple[int, int]
+"""A slot, and the number of the sample in the whole run."""
+
+
+class Clip(NamedTuple):
+    """A clip, or a batch of them once collated.
+
+    Attributes:
+        video: float32 (C, T, H, W) in [-0.5, 0.5].
+        label: Class id, -1 without classes.
+    """
+
+    video: Tensor
+    label: int
+
+
+class Address(NamedTuple):
+    """Where a clip is: the number of the entry in its source, and the first frame on its grid."""
+
+    entry: int
+    start: int
+
+
+class ClipSource:
+    """The clips that the videos of a split hold.
+
+    Args:
+        entries: Videos of one split.
+        root: The folder their paths start from.
+        clip: Size, length and rate of the clips.
+
+    Attributes:
+        entries: The videos that are long enough for a clip.
+        problems: Those that are not.
+        starts: For each entry, on how many frames of its grid a clip can start; int64, at least 1.
+
+    Raises:
+        DataError: No video is long enough.
+    """
+
+    def __init__(self, entries: Sequence[VideoEntry], root: Path, clip: ClipConfig) -> None:
+        self.root = root
+        self.clip = clip
+        lengths = [_grid_length(entry, clip.frame_rate) for entry in entries]
+        rate = f" at {clip.frame_rate:g} fps" if clip.frame_rate else ""
+        self.problems = tuple(
+            Problem(entry.path, f"has {length} frames{rate}, a clip needs {clip.sequence_length}")
+            for entry, length in zip(entries, lengths, strict=True)
+            if length < clip.sequence_length
+        )
+        if len(self.problems) == len(entries):
+            longest = f"the longest has {max(lengths)} frames{rate}" if lengths else "there is none"
+            raise DataError(
+                f"{root}: no {entries[0].split if entries else ''} video is long enough for a clip "
+                f"of {clip.sequence_length} frames; {longest}",
+                f"--sequence-length {max(lengths)} or less fits" if lengths else "",
+            )
+        fitting = [
+            (entry, length - clip.sequence_length + 1)
+            for entry, length in zip(entries, lengths, strict=True)
+            if length >= clip.sequence_length
+        ]
+        self.entries = tuple(entry for entry, _ in fitting)
+        self.starts: npt.NDArray[np.int64] = np.array([count for _, count in fitting], np.int64)
+
+    def read(self, address: Address) -> Clip:
+        """Reads one clip.
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        entry = self.entries[address.entry]
+        indices = self.frames(address)
+        frames = read_frames(self.root / entry.path, entry.info, indices, self.clip.resolution)
+        return Clip(to_float(frames), entry.label)
+
+    def frames(self, address: Address) -> list[int]:
+        """Positions of a clip's frames in its video's times."""
+        ticks = address.start + np.arange(
+            0, self.clip.sequence_length, self.clip.sample_every_n_frames
+        )
+        positions: list[int] = self._positions(self.entries[address.entry], ticks).tolist()
+        return positions
+
+    def seconds(self, address: Address) -> float:
+        """The presentation time of a clip's first frame."""
+        entry = self.entries[address.entry]
+        return float(entry.info.times[self._positions(entry, np.array([address.start]))[0]])
+
+    def _positions(self, entry: VideoEntry, ticks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Positions in the video's times of the frames nearest to ticks of its grid."""
+        if not self.clip.frame_rate:
+            return entry.first + ticks
+        times = entry.info.times[entry.first : entry.stop]
+        wanted = times[0] + ticks / self.clip.frame_rate
+        # Between two frames, the border is half-way; on it, the earlier frame is taken.
+        borders = (times[1:] + times[:-1]) / 2
+        nearest: npt.NDArray[np.int64] = np.searchsorted(borders, wanted - 1e-6)
+        return entry.first + nearest
+
+
+def _grid_length(entry: VideoEntry, frame_rate: float) -> int:
+    frames = entry.stop - entry.first
+    if not frame_rate or not frames:
+        return frames
+    times = entry.info.times[entry.first : entry.stop]
+    # A millionth of a tick for rounding: 8 frames at 8 fps are 8 ticks.
+    return int((times[-1] - times[0]) * frame_rate + 1e-6) + 1
+
+
+class _Slots:
+    """Stretches about one clip long that tile the grids of a source's videos.
+
+    The starts of each video are divided among its slots, so that drawing one start in each slot
+    shows the content about once, and every valid start belongs to one slot.
+    """
+
+    def __init__(self, source: ClipSource) -> None:
+        self.starts = source.starts
+        span = source.clip.sequence_length
+        self.counts = (source.starts + span - 1) // span
+        self.ends = np.cumsum(self.counts)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def bounds(self, slot: int) -> tuple[int, int, int]:
+        """The entry, the first start in the slot, and the one behind the last."""
+        entry = int(np.searchsorted(self.ends, slot, side="right"))
+        count, starts = int(self.counts[entry]), int(self.starts[entry])
+        place = slot - int(self.ends[entry]) + count
+        return entry, place * starts // count, (place + 1) * starts // count
+
+
+class TrainClips(Dataset[Clip]):
+    """Clips with random starts, each determined by the seed and its number in the run.
+
+    Items are addressed by (slot, number), as `ConsumedBatchSampler` yields them, so they do not
+    depend on workers and processes. A clip that cannot be decoded is named in the log, once for
+    each file, and another takes its place, determined by seed, number and attempt.
+    """
+
+    def __init__(self, source: ClipSource, seed: int) -> None:
+        self.source = source
+        self.seed = seed
+        self.slots = _Slots(source)
+        self._named: set[str] = set()
+
+    def __len__(self) -> int:
+        """Slots: the clips of an epoch."""
+        return len(self.slots)
+
+    def address(self, draw: Draw, attempt: int = 0) -> Address:
+        """The clip that a draw stands for."""
+        slot, number = draw
+        key = [self.seed, number]
+        if attempt:
+            key.append(attempt)
+            digest = blake2b(repr(key).encode(), digest_size=8).digest()
+            slot = int.from_bytes(digest, "big") % len(self.slots)
+        entry, first, stop = self.slots.bounds(slot)
+        return Address(entry, int(np.random.default_rng(key).integers(first, stop)))
+
+    def __getitem__(self, draw: Draw) -> Clip:
+        """Reads the clip of a draw.
+
+        Raises:
+            DataError: Neither it nor the ten that take its place can be decoded.
+        """
+        for attempt in range(RETRIES + 1):
+            address = self.address(draw, attempt)
+            try:
+                return self.source.read(address)
+            except DataError as error:
+                last = error
+                path = self.source.entries[address.entry].path
+                if path not in self._named:
+                    self._named.add(path)
+                    logger.warning("%s; other clips take the place of its clips", error)
+        raise DataError(
+            f"{self.source.root}: {RETRIES + 1} clips in a row cannot be decoded; the last: {last}",
+            "'tats data check' names the files that cannot be read",
+        )
+
+
+class FixedClips(Dataset[Clip]):
+    """Clips at given addresses; one that cannot be decoded is an error, never replaced."""
+
+    def __init__(self, source: ClipSource, addresses: Sequence[Address]) -> None:
+        self.source = source
+        self.addresses = tuple(addresses)
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def __getitem__(self, number: int) -> Clip:
+        """Reads a clip.
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        return self.source.read(self.addresses[number])
+
+
+def spread_clips(source: ClipSource, count: int) -> list[Address]:
+    """At most `count` clips spread evenly over a split: the centres of evenly spaced slots."""
+    slots = _Slots(source)
+    count = min(count, len(slots))
+    addresses = []
+    for number in range(count):
+        entry, first, stop = slots.bounds((2 * number + 1) * len(slots) // (2 * count))
+        addresses.append(Address(entry, (first + stop - 1) // 2))
+    return addresses
+
+
+def every_clip(source: ClipSource, stride: int) -> list[Address]:
+    """All clips that start at multiples of `stride` frames and end within their video."""
+    return [
+        Address(entry, start)
+        for entry, starts in enumerate(source.starts.tolist())
+        for start in range(0, starts, stride)
+    ]
+
+
+class ConsumedBatchSampler(Sampler[list[Draw]]):
+    """Batches of draws for the rest of a run, as a function of the clips consumed so far.
+
+    The i-th clip of a run is the same however many processes share the batch, and whether or not
+    the run was interrupted: it is entry i mod slots of the permutation for (seed, i div slots).
+
+    Args:
+        slots: Clips of an epoch.
+        seed: Determines the order.
+        batch_size: Clips that each process takes in a step.
+        total_steps: Steps of the whole run.
+        start_step: Steps already taken.
+        rank: The number of this process.
+        world: The number of processes.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        seed: int,
+        batch_size: int,
+        total_steps: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.slots = slots
+        self.seed = seed
+        self.batch_size = batch_size
+        self.total_steps = total_steps
+        self.start_step = start_step
+        self.rank = rank
+        self.world = world
+
+    def __len__(self) -> int:
+        """Steps that are left."""
+        return max(0, self.total_steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        current = -1
+        order: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        for step in range(self.start_step, self.total_steps):
+            first = (step * self.world + self.rank) * self.batch_size
+            batch = []
+            for number in range(first, first + self.batch_size):
+                epoch, place = divmod(number, self.slots)
+                if epoch != current:
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.slots)
+                    current = epoch
+                batch.append((int(order[place]), number))
+            yield batch

@@ -1,0 +1,1 @@
+"""Distances between sets of videos and the features they are computed on."""

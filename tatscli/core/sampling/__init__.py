@@ -1,0 +1,1 @@
+"""Token filters, cached generation and sliding windows."""

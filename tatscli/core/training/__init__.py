@@ -1,0 +1,1 @@
+"""Losses, Lightning modules, callbacks and the training engine."""

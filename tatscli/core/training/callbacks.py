@@ -1,0 +1,265 @@
+"""What happens around the steps: saving, stopping, remembering randomness, telling, looking.
+
+All through Lightning's public hooks. Findings behind each are in the class that answers them.
+"""
+
+import os
+import random
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from tatscli.core.checkpoint import save_atomically
+
+OnStep = Callable[[int, Mapping[str, float]], None]
+"""Called with the step and the figures of the display."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, then renames; Lightning's own writer can leave half a file."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write one checkpoint."""
+        save_atomically(checkpoint, Path(path))
+
+
+class Checkpoints(Callback):
+    """Keeps ``last.ckpt`` every N steps and at the end, and ``best.ckpt`` by a validation figure.
+
+    Lightning's ModelCheckpoint ignores time limits and re-links ``last`` non-atomically here.
+    """
+
+    def __init__(self, folder: Path, every: int, monitor: str) -> None:
+        self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
+        self._every, self._monitor = every, monitor
+        self._best_value = float("inf")
+        self._saved_step = -1
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save ``last`` at every N-th step and at the final one."""
+        step = trainer.global_step
+        if step % self._every == 0 or step == trainer.max_steps:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save ``last`` now, unless this step is saved already."""
+        if trainer.global_step != self._saved_step:
+            self._saved_step = trainer.global_step
+            trainer.save_checkpoint(self.last)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save ``best`` where the figure improved."""
+        value = trainer.callback_metrics.get(self._monitor)
+        if trainer.sanity_checking or value is None or not float(value) < self._best_value:
+            return
+        self._best_value = float(value)
+        trainer.save_checkpoint(self.best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self._best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the best value so far."""
+        self._best_value = state_dict["best"]
+
+
+class RandomState(Callback):
+    """Saves the random state of every rank with each checkpoint; Lightning saves none."""
+
+    def __init__(self) -> None:
+        self._pending: list[dict[str, Tensor]] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Gather the states of all ranks."""
+        states: list[Any] = [None] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, _random_state())
+        else:
+            states = [_random_state()]
+        checkpoint["random_states"] = states
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the states until the first step: Lightning draws numbers before it."""
+        self._pending = checkpoint.get("random_states")
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Restore this rank's state once."""
+        if self._pending and trainer.global_rank < len(self._pending):
+            _restore_random_state(self._pending[trainer.global_rank])
+        self._pending = None
+
+
+class GracefulStop(Callback):
+    """Stops at the end of the step on Ctrl-C, SIGTERM and SIGUSR1, after saving.
+
+    The handler only sets a flag and the ranks agree at the end of the step: Lightning 2.6 saves
+    inside the handler, which hangs under several ranks. A second Ctrl-C stops at once.
+
+    Attributes:
+        signal: Number of the signal that stopped the run, 0 if none did.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.signal = 0
+        self._checkpoints = checkpoints
+        self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals, after Lightning registered its own handlers."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save and stop if any rank was told to."""
+        if trainer.strategy.reduce_boolean_decision(self.signal != 0, all=False):
+            self.signal = self.signal or signal.SIGTERM
+            self._checkpoints.save(trainer)
+            trainer.should_stop = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that inherited the handler
+            return
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+class Telling(Callback):
+    """Tells the display where the run is, every N steps."""
+
+    def __init__(self, on_step: OnStep, every: int, figures: Mapping[str, str]) -> None:
+        self._on_step, self._every, self._figures = on_step, every, figures
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Pass the figures on."""
+        step = trainer.global_step
+        if step % self._every and step != trainer.max_steps and step > 1:
+            return
+        metrics = trainer.callback_metrics
+        shown = {name: float(metrics[key]) for name, key in self._figures.items() if key in metrics}
+        self._on_step(step, shown)
+
+
+class Pictures(Callback):
+    """Draws what the model makes, every N steps and at the end."""
+
+    def __init__(self, draw: Callable[[LightningModule, int], None], every: int) -> None:
+        self._draw, self._every = draw, every
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Draw, leaving the random state of training untouched."""
+        step = trainer.global_step
+        if step % self._every and step != trainer.max_steps:
+            return
+        state = _random_state()
+        pl_module.eval()
+        with torch.no_grad():
+            self._draw(pl_module, step)
+        pl_module.train()
+        _restore_random_state(state)
+
+
+class MetricsFile(Logger):
+    """Appends ``step,metric,value`` lines to a CSV file.
+
+    One line a value, so that metrics with different intervals share a file and a resumed run
+    appends; Lightning's CSVLogger deletes the file of the run it resumes.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> int:
+        """There is one."""
+        return 0
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Settings are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append the values of one step."""
+        new = not self._file.exists()
+        with self._file.open("a", encoding="utf-8") as stream:
+            if new:
+                stream.write("step,metric,value\n")
+            for name, value in sorted(metrics.items()):
+                if name != "epoch":
+                    stream.write(f"{step},{name},{float(value):.8g}\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop what a run had logged beyond the step it continues from."""
+        if not self._file.exists():
+            return
+        head, *lines = self._file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if int(line.split(",", 1)[0]) < step]
+        self._file.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
+
+
+def _random_state() -> dict[str, Tensor]:
+    """Random state of this process as tensors, so that ``weights_only`` loads it."""
+    version, keys, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state()
+    _, numpy_keys, position, has_gauss, cached = numpy_state
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor([version, *keys], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*numpy_keys.tolist(), position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    version, *keys = state["python"].tolist()
+    gauss = state["python_gauss"].tolist()
+    random.setstate((version, tuple(keys), gauss[0] if gauss else None))
+    *numpy_keys, position, has_gauss = state["numpy"].tolist()
+    np.random.set_state(
+        (
+            "MT19937",
+            np.array(numpy_keys, np.uint32),
+            position,
+            has_gauss,
+            float(state["numpy_gauss"]),
+        )
+    )
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

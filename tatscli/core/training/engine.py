@@ -1,0 +1,255 @@
+"""The training loop: Lightning's Trainer with what it needs to be trusted.
+
+Data is read by a sampler that knows no state: sample i of the run is a function of the seed and i,
+so that a run continues exactly where it stopped, whatever its workers and ranks.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from tatscli.config.train import ComputeConfig, LoopConfig
+from tatscli.core.data.clips import ConsumedBatchSampler
+from tatscli.core.training.callbacks import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    GracefulStop,
+    MetricsFile,
+    OnStep,
+    Pictures,
+    RandomState,
+    Telling,
+)
+from tatscli.core.training.stage import Stage
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run computes.
+
+    Attributes:
+        accelerator: Lightning's name of the device.
+        processes: Processes a machine.
+        nodes: Machines.
+        precision: Of the networks; the quantiser is float32 always.
+    """
+
+    accelerator: Literal["cpu", "cuda", "mps"]
+    processes: int
+    nodes: int
+    precision: Literal["32-true", "bf16-mixed"]
+
+    @property
+    def world(self) -> int:
+        """Processes of the whole run."""
+        return self.processes * self.nodes
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Training items addressed by (slot, number of the sample), and fixed validation items.
+
+    Attributes:
+        train: Items by address.
+        slots: Places that the sampler draws from; an epoch visits each once.
+        validation: Fixed items.
+    """
+
+    train: Dataset[Any]
+    slots: int
+    validation: Dataset[Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: Last step done.
+        signal: Signal that stopped it early, 0 if none.
+        figures: Last value of each metric.
+    """
+
+    step: int
+    signal: int
+    figures: dict[str, float]
+
+
+class ClipData(lightning.LightningDataModule):
+    """Loaders of a run; built after the step to continue from is known."""
+
+    def __init__(self, clips: Clips, loop: LoopConfig, placement: Placement, workers: int) -> None:
+        super().__init__()
+        self._clips, self._loop, self._placement = clips, loop, placement
+        self._workers = workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of one optimiser step each, for the rest of the run."""
+        assert self.trainer is not None
+        sampler = ConsumedBatchSampler(
+            slots=self._clips.slots,
+            seed=self._loop.seed,
+            batch_size=self._loop.batch_size * self._loop.accumulate,
+            total_steps=self._loop.max_steps,
+            start_step=self.trainer.global_step,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return DataLoader(self._clips.train, batch_sampler=sampler, **self._reading(self._workers))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """This rank's share of the validation clips."""
+        assert self.trainer is not None
+        held = self._clips.validation
+        share = range(self.trainer.global_rank, len(held), self.trainer.world_size)  # type: ignore[arg-type]
+        return DataLoader(
+            Subset(held, list(share)),
+            batch_size=self._loop.batch_size,
+            **self._reading(min(self._workers, 2)),
+        )
+
+    def _reading(self, workers: int) -> dict[str, Any]:
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": self._placement.accelerator == "cuda",
+        }
+
+
+def epoch_steps(clips: Clips, loop: LoopConfig, placement: Placement) -> int:
+    """Optimiser steps in which the sampler visits every slot once."""
+    return max(1, clips.slots // (loop.batch_size * loop.accumulate * placement.world))
+
+
+def choose_workers(device: str, asked: int = -1, processes: int = 1) -> int:
+    """Processes that read clips for each process that computes.
+
+    Args:
+        device: Where the networks are.
+        asked: What the user wants; -1 leaves the choice.
+        processes: That compute on this machine.
+    """
+    if asked >= 0:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = (cores or 1) // processes
+    # On the CPU the networks need the cores themselves.
+    return min(8, share) if device == "cuda" else min(2, max(1, share // 2))
+
+
+def fit(
+    module: Stage,
+    clips: Clips,
+    *,
+    loop: LoopConfig,
+    compute: ComputeConfig,
+    placement: Placement,
+    folder: Path,
+    monitor: str,
+    figures: dict[str, str],
+    draw: Callable[[Any, int], None],
+    on_step: OnStep,
+    resume: Path | None = None,
+) -> Outcome:
+    """Train until the last step or a signal.
+
+    Args:
+        module: What is trained.
+        clips: Data.
+        loop: Steps, batches, intervals.
+        compute: Workers and batch norm.
+        placement: Devices.
+        folder: Run folder; gets checkpoints, metrics and TensorBoard events.
+        monitor: Validation figure, smaller is better, by which ``best`` is kept.
+        figures: Names in the display, and the metrics they show.
+        draw: Draws pictures of the module at a step.
+        on_step: Told about progress.
+        resume: Checkpoint to continue from.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints", loop.checkpoint_every, monitor)
+    stop = GracefulStop(checkpoints)
+    metrics = MetricsFile(folder / "metrics.csv")
+    if resume and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        state = torch.load(resume, map_location="cpu", weights_only=True, mmap=True)
+        metrics.forget_after(state["global_step"])
+        del state
+    _quieten()
+    trainer = lightning.Trainer(
+        accelerator=placement.accelerator,
+        devices=placement.processes,
+        num_nodes=placement.nodes,
+        strategy=_strategy(placement),
+        precision=placement.precision,
+        max_steps=loop.max_steps,
+        max_epochs=-1,
+        # A run shorter than the interval is validated at its end.
+        val_check_interval=min(
+            loop.val_steps(epoch_steps(clips, loop, placement)), loop.max_steps
+        ),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(loop.log_every, loop.max_steps),
+        use_distributed_sampler=False,
+        sync_batchnorm=compute.sync_batchnorm and placement.accelerator == "cuda",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+        logger=[
+            TensorBoardLogger(folder, name="", version="", sub_dir="events"),
+            metrics,
+        ],
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[
+            RandomState(),
+            Pictures(draw, loop.grid_every),
+            Telling(on_step, loop.log_every, figures),
+            checkpoints,
+            stop,
+        ],
+    )
+    workers = choose_workers(placement.accelerator, compute.workers, placement.processes)
+    data = ClipData(clips, loop, placement, workers)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return Outcome(trainer.global_step, stop.signal, values)
+
+
+def _strategy(placement: Placement) -> Any:
+    if placement.world == 1:
+        return "auto"
+    return DDPStrategy(
+        # Each optimiser's backward reaches its own networks only.
+        find_unused_parameters=True,
+        # All ranks compute the same codebook from summed statistics; sending it would hide a fault.
+        broadcast_buffers=False,
+        process_group_backend="nccl" if placement.accelerator == "cuda" else "gloo",
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+
+
+def _quieten() -> None:
+    """Silence what Lightning says about choices that are made on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*GPU available but not used.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)

@@ -1,0 +1,47 @@
+"""Losses of the VQGAN (Ge et al. 2022, section 3.1; Esser et al. 2021 for the adversarial part).
+
+Letters: B clips, C channels, T frames, H W pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """Discriminator loss that stops pushing logits beyond one."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def vanilla(real: Tensor, fake: Tensor) -> Tensor:
+    """Discriminator loss as binary cross-entropy."""
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+DISCRIMINATOR_LOSSES = {"hinge": hinge, "vanilla": vanilla}
+
+
+def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Mean absolute distance of the discriminator's hidden features, summed over layers.
+
+    Args:
+        real: Feature maps of the real input, last layer (the logits) included; no gradient.
+        fake: Feature maps of the reconstruction.
+    """
+    # The published weight per layer, 4 / (3 + 1), is one for its three-layer discriminator.
+    pairs = zip(fake[:-1], real[:-1], strict=True)
+    return torch.stack([F.l1_loss(f, r.detach()) for f, r in pairs]).sum()
+
+
+def pick_frames(video: Tensor, index: Tensor) -> Tensor:
+    """One frame of each clip: (B, C, T, H, W) and (B,) to (B, C, H, W)."""
+    return video[torch.arange(len(video), device=video.device), :, index]
+
+
+def ramp(step: int, start: int, length: int) -> float:
+    """Weight that is 0 before ``start`` and reaches 1 after ``length`` steps."""
+    if step < start:
+        return 0.0
+    return min(1.0, (step - start + 1) / (length + 1))

@@ -1,0 +1,102 @@
+"""What the training of both stages shares.
+
+One batch of the loader is one optimiser step of the model that is trained, and one ``global_step``
+of Lightning: accumulation happens inside the step, over equal parts of the batch. Optimisation is
+manual, so clipping, schedules and the count of steps are ours to keep right.
+"""
+
+import math
+from typing import cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from tatscli.config.train import LoopConfig, OptimConfig
+from tatscli.errors import RunError
+
+FINAL_RATE = 0.1
+"""Part of the learning rate that is left at the last step of a decaying schedule."""
+
+
+class Stage(LightningModule):
+    """Base of the two training modules: schedule, clipping, guard against non-finite losses.
+
+    Args:
+        optim: Schedule and clipping.
+        loop: Steps and accumulation.
+        learning_rate: Rate in use, after any published rule.
+    """
+
+    def __init__(self, optim: OptimConfig, loop: LoopConfig, learning_rate: float) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self._optim, self._loop, self.learning_rate = optim, loop, learning_rate
+
+    def schedule(self, optimizer: Optimizer, offset: int = 0) -> LambdaLR:
+        """Warm-up, then the chosen course of the rate.
+
+        Args:
+            optimizer: Whose rate is scheduled.
+            offset: Step of the run at which this optimiser starts to count.
+        """
+        warmup, last = self._optim.lr_warmup, self._loop.max_steps
+        course = self._optim.lr_schedule
+
+        def factor(count: int) -> float:
+            if count < warmup:
+                return (count + 1) / (warmup + 1)
+            done = min(1.0, (count + offset - warmup) / max(1, last - warmup))
+            if course == "constant":
+                return 1.0
+            if course == "linear":
+                return 1.0 - (1.0 - FINAL_RATE) * done
+            return FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+        return LambdaLR(optimizer, factor)
+
+    def on_train_start(self) -> None:
+        """Let a changed learning rate take effect on a run that goes on."""
+        for schedule in self.scheduler_list():
+            schedule.base_lrs = [self.learning_rate] * len(schedule.base_lrs)
+            rates = [self.learning_rate * f(schedule.last_epoch) for f in schedule.lr_lambdas]
+            for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient; here it is already unscaled and still whole."""
+        if self._optim.grad_clip:
+            self.clip_gradients(optimizer, self._optim.grad_clip, "norm")
+
+    def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """The batch in as many equal parts as are accumulated."""
+        return batch.chunk(self._loop.accumulate)
+
+    def optimizer_list(self) -> list[LightningOptimizer]:
+        """The optimisers, also where there is one."""
+        found = self.optimizers()
+        return cast(list[LightningOptimizer], found if isinstance(found, list) else [found])
+
+    def scheduler_list(self) -> list[LambdaLR]:
+        """The schedules, also where there is one."""
+        found = self.lr_schedulers()
+        return cast(list[LambdaLR], found if isinstance(found, list) else [found])
+
+    def must_be_finite(self, losses: dict[str, Tensor]) -> None:
+        """Stop the run where a loss is not a number any more.
+
+        Raises:
+            RunError: With the step and the term.
+        """
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        if bool(torch.isfinite(values).all()):
+            return
+        named = zip(losses, values.tolist(), strict=True)
+        bad = ", ".join(f"{name} = {value}" for name, value in named if not math.isfinite(value))
+        raise RunError(
+            f"step {self.global_step}: {bad}; the run stops here, its last checkpoint is sound",
+            "continue from it with a lower --learning-rate or a smaller --grad-clip",
+        )

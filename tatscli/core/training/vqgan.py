@@ -1,0 +1,224 @@
+"""Training of the VQGAN (Ge et al. 2022, section 3.1).
+
+Letters: B clips, C channels, T frames, H W pixels.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+
+from tatscli.config.train import VQGANTrainConfig
+from tatscli.core.checkpoint import HEADER, vqgan_header
+from tatscli.core.data.clips import Clip
+from tatscli.core.metrics.reconstruction import psnr
+from tatscli.core.models.discriminator import PatchDiscriminator
+from tatscli.core.models.perceptual import LPIPS
+from tatscli.core.models.vqgan import VQGAN
+from tatscli.core.training.losses import (
+    DISCRIMINATOR_LOSSES,
+    feature_matching,
+    pick_frames,
+    ramp,
+)
+from tatscli.core.training.stage import Stage
+
+ADAM_BETAS = (0.5, 0.9)
+"""As published, for generator and discriminators."""
+
+MONITOR = "val/loss"
+FIGURES = {"l1": "train/l1", "psnr": "val/psnr", "codes used": "val/codes_used"}
+
+
+class Seen(NamedTuple):
+    """What the discriminators compare: a clip and one frame of each."""
+
+    video: Tensor
+    frames: Tensor
+
+
+class VQGANTraining(Stage):
+    """Generator and discriminators, one pass of the autoencoder for both.
+
+    Args:
+        config: The whole run.
+        learning_rate: Rate in use, after any published rule.
+        rate: Frames per second of the clips, to be recorded.
+        perceptual: LPIPS where its weight is not zero. Kept out of the module tree: it is frozen
+            and belongs neither into checkpoints nor under distributed wrapping.
+    """
+
+    def __init__(
+        self,
+        config: VQGANTrainConfig,
+        learning_rate: float,
+        rate: float,
+        perceptual: LPIPS | None = None,
+    ) -> None:
+        super().__init__(config.optim, config.train, learning_rate)
+        self.config, self._rate = config, rate
+        # The layout that convolutions are fastest in; numbers stay the same.
+        self.vqgan = VQGAN(config.model).to(memory_format=torch.channels_last_3d)
+        model, loss = config.model, config.loss
+        shape = (model.image_channels, model.disc_channels, model.disc_layers)
+        self.image_discriminator = PatchDiscriminator(2, *shape) if loss.image_gan_weight else None
+        self.video_discriminator = PatchDiscriminator(3, *shape) if loss.video_gan_weight else None
+        self._perceptual = (perceptual,)
+        self._disc_loss = DISCRIMINATOR_LOSSES[loss.disc_loss]
+        self._used_codes = torch.zeros(model.codes, dtype=torch.bool)
+
+    def configure_optimizers(self) -> Any:
+        """Adam for the generator and, where one has weight, for the discriminators."""
+        rate = self.learning_rate
+        optimizers = [torch.optim.Adam(self.vqgan.parameters(), lr=rate, betas=ADAM_BETAS)]
+        schedules = [self.schedule(optimizers[0])]
+        judges = [p for d in self._discriminators() for p in d.parameters()]
+        if judges:
+            optimizers.append(torch.optim.Adam(judges, lr=rate, betas=ADAM_BETAS))
+            schedules.append(self.schedule(optimizers[1], offset=self._disc_learns_from))
+        return optimizers, schedules
+
+    def on_fit_start(self) -> None:
+        """Bring the perceptual network to the device."""
+        if self._perceptual[0] is not None:
+            self._perceptual[0].to(self.device)
+
+    def training_step(self, batch: Clip, batch_index: int) -> None:
+        """One step of the generator and, from its start on, one of the discriminators."""
+        step, loss = self.global_step, self.config.loss
+        optimizers, schedules = self.optimizer_list(), self.scheduler_list()
+        self._count_only(optimizers)
+        gan_weight = ramp(step, loss.disc_start, loss.disc_ramp) if loss.has_discriminators else 0.0
+        parts = self.parts(batch.video.contiguous(memory_format=torch.channels_last_3d))
+        made: list[tuple[Seen, Seen]] = []
+        for i, video in enumerate(parts):
+            with optimizers[0].toggle_model(sync_grad=i == len(parts) - 1):
+                real, fake, losses = self._generator_losses(video, gan_weight)
+                total = torch.stack(list(losses.values())).sum()
+                self.must_be_finite(losses)
+                self.manual_backward(total / len(parts))
+            made.append((real, Seen(fake.video.detach(), fake.frames.detach())))
+            self._log_losses(losses, len(video))
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+        schedules[0].step()
+        self.vqgan.codebook.update()
+        self.log("train/learning_rate", schedules[0].get_last_lr()[0])
+        if loss.has_discriminators and step >= self._disc_learns_from:
+            self._train_discriminators(optimizers[1], made)
+            schedules[1].step()
+
+    def validation_step(self, batch: Clip, batch_index: int) -> None:
+        """Errors on fixed clips, and how much of the codebook they use."""
+        video, loss = batch.video, self.config.loss
+        found = self.vqgan(video)
+        l1 = F.l1_loss(found.video, video)
+        total = loss.l1_weight * l1
+        size = len(video)
+        if loss.perceptual_weight:
+            middle = torch.full((size,), video.shape[2] // 2, device=video.device)
+            distance = self._perceived(pick_frames(video, middle), pick_frames(found.video, middle))
+            total = total + loss.perceptual_weight * distance
+            self.log("val/perceptual", distance, batch_size=size, sync_dist=True)
+        self._used_codes[found.codes.flatten().cpu()] = True
+        self.log("val/l1", l1, batch_size=size, sync_dist=True)
+        self.log("val/psnr", psnr(video, found.video).mean(), batch_size=size, sync_dist=True)
+        self.log("val/loss", total, batch_size=size, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Count the codes that the validation clips used."""
+        self.log("val/codes_used", float(self._used_codes.sum()), sync_dist=True)
+        self._used_codes.zero_()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the file is."""
+        checkpoint[HEADER] = vqgan_header(
+            self.config.model, self.config.data, self._rate, self.global_step
+        )
+
+    @property
+    def _disc_learns_from(self) -> int:
+        return max(0, self.config.loss.disc_start - self.config.loss.disc_warmup)
+
+    def _discriminators(self) -> list[PatchDiscriminator]:
+        both = (self.image_discriminator, self.video_discriminator)
+        return [judge for judge in both if judge is not None]
+
+    def _generator_losses(
+        self, video: Tensor, gan_weight: float
+    ) -> tuple[Seen, Seen, dict[str, Tensor]]:
+        """Weighted losses of the generator, and what the discriminators will be shown."""
+        loss = self.config.loss
+        found = self.vqgan(video)
+        index = torch.randint(video.shape[2], (len(video),), device=video.device)
+        real = Seen(video, pick_frames(video, index))
+        fake = Seen(found.video, pick_frames(found.video, index))
+        losses = {
+            "l1": loss.l1_weight * F.l1_loss(fake.video, real.video),
+            "commitment": loss.commitment_weight * found.commitment,
+        }
+        if loss.perceptual_weight:
+            distance = self._perceived(real.frames, fake.frames)
+            losses["perceptual"] = loss.perceptual_weight * distance
+        if gan_weight:
+            for name, judge, weight, seen_real, seen_fake in self._judged(real, fake):
+                judged = judge(seen_fake)
+                losses[f"gan_{name}"] = -gan_weight * weight * judged.logits.mean()
+                if loss.gan_feat_weight:
+                    with torch.no_grad():
+                        target = judge(seen_real).features
+                    matching = feature_matching(target, judged.features)
+                    losses[f"features_{name}"] = gan_weight * loss.gan_feat_weight * matching
+        self.log("train/perplexity", found.perplexity, batch_size=len(video))
+        return real, fake, losses
+
+    def _train_discriminators(
+        self, optimizer: LightningOptimizer, made: list[tuple[Seen, Seen]]
+    ) -> None:
+        for i, (real, fake) in enumerate(made):
+            with optimizer.toggle_model(sync_grad=i == len(made) - 1):
+                losses = {}
+                for name, judge, weight, seen_real, seen_fake in self._judged(real, fake):
+                    logits_real, logits_fake = judge(seen_real).logits, judge(seen_fake).logits
+                    losses[f"disc_{name}"] = weight * self._disc_loss(logits_real, logits_fake)
+                    right = 0.5 * (
+                        (logits_real > 0).float().mean() + (logits_fake < 0).float().mean()
+                    )
+                    self.log(f"train/disc_{name}_right", right, batch_size=len(real.video))
+                self.must_be_finite(losses)
+                self.manual_backward(torch.stack(list(losses.values())).sum() / len(made))
+            self._log_losses(losses, len(real.video))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _judged(
+        self, real: Seen, fake: Seen
+    ) -> list[tuple[str, PatchDiscriminator, float, Tensor, Tensor]]:
+        """Each discriminator with its name, weight and what it sees."""
+        found = []
+        if self.image_discriminator is not None:
+            weight = self.config.loss.image_gan_weight
+            found.append(("image", self.image_discriminator, weight, real.frames, fake.frames))
+        if self.video_discriminator is not None:
+            weight = self.config.loss.video_gan_weight
+            found.append(("video", self.video_discriminator, weight, real.video, fake.video))
+        return found
+
+    def _perceived(self, real: Tensor, fake: Tensor) -> Tensor:
+        [network] = self._perceptual
+        assert network is not None, "a perceptual weight needs the perceptual network"
+        distance: Tensor = network(fake, real)
+        return distance.mean()
+
+    def _log_losses(self, losses: dict[str, Tensor], size: int) -> None:
+        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=size)
+
+    def _count_only(self, optimizers: list[LightningOptimizer]) -> None:
+        """Let ``global_step`` count the generator alone.
+
+        Lightning adds up the steps of all optimisers, and sets these hooks anew for every batch.
+        """
+        for optimizer in optimizers[1:]:
+            optimizer._on_before_step = optimizer._on_after_step = lambda: None

@@ -1,0 +1,39 @@
+"""Errors that a person can act on.
+
+Every error says what is wrong, with the numbers and the path, and carries a hint: the command or
+option that mends it. The command line prints both and exits with code 1, without a traceback.
+"""
+
+
+class TatsError(Exception):
+    """A problem the user can solve.
+
+    Args:
+        message: What is wrong, with both numbers and the path.
+        hint: The command or option that helps; empty where the message says it all.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(TatsError):
+    """Settings that contradict each other or are out of range."""
+
+
+class DataError(TatsError):
+    """Videos, frames or tokens that cannot be used."""
+
+
+class CheckpointError(TatsError):
+    """A checkpoint or weight file that is missing, damaged or of another kind."""
+
+
+class RunError(TatsError):
+    """A run folder that cannot be created, continued or written."""
+
+
+class DeviceError(TatsError):
+    """A device that is not there."""

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tatscli.config.synth import SynthConfig
+from tatscli.core.data.index import build_index
+from tatscli.core.data.synth import SHAPES, shape_clip, write_dataset
+from tatscli.core.data.video import Frames, read_frames
+from tatscli.errors import DataError
+
+
+def mask(clip: Frames) -> npt.NDArray[np.bool_]:
+    """Where the shape is: pixels brighter than any background."""
+    bright: npt.NDArray[np.bool_] = clip.max(axis=-1) > 90
+    return bright
+
+
+def test_a_dataset_has_the_videos_and_classes_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TATS_CACHE", str(tmp_path / "cache"))
+    config = SynthConfig(train_videos=2, test_videos=1, classes=3, size=32, video_frames=6)
+    calls: list[tuple[int, int]] = []
+    result = write_dataset(tmp_path / "d", config, lambda *count: calls.append(count))
+    assert (result.videos, result.classes, result.frames) == (9, SHAPES[:3], 6)
+    assert calls[-1] == (9, 9)
+    index = build_index(tmp_path / "d", strict=True)
+    assert (len(index.split("train")), len(index.split("val"))) == (6, 3)
+    assert set(index.classes) == set(SHAPES[:3])
+    for entry in index.entries:
+        info = entry.info
+        assert (len(info.times), info.width, info.height) == (6, 32, 32)
+        assert info.rate == pytest.approx(8)
+
+
+@pytest.mark.parametrize("codec", ["h264", "mpeg4", "vp9", "ffv1"])
+def test_files_show_what_was_drawn(
+    tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TATS_CACHE", str(tmp_path / "cache"))
+    config = SynthConfig.model_validate(
+        {"train_videos": 1, "test_videos": 1, "classes": 1, "video_frames": 4, "codec": codec}
+    )
+    write_dataset(tmp_path / "d", config)
+    (entry,) = build_index(tmp_path / "d", strict=True).split("train")
+    read = read_frames(tmp_path / "d" / entry.path, entry.info, range(4))
+    drawn = shape_clip("circle", 64, 4, np.random.default_rng([0, False, 0, 0]))
+    error = np.abs(read.astype(int) - drawn).mean()
+    assert error == 0 if codec == "ffv1" else error < 3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [32, 64])
+def test_shapes_are_large_stay_inside_and_move_steadily(shape: str, size: int) -> None:
+    clip = shape_clip(shape, size, 60, np.random.default_rng(5))
+    centres, extents = [], []
+    for frame in mask(clip):
+        rows, columns = np.nonzero(frame)
+        centres.append((rows.mean(), columns.mean()))
+        extents.append((np.ptp(rows) + 1, np.ptp(columns) + 1))
+    assert 0.36 * size < np.min(extents) <= np.max(extents) < 0.52 * size
+    assert np.ptp(extents, axis=0).max() <= 2  # nothing is cut off at the walls
+    steps = np.linalg.norm(np.diff(centres, axis=0), axis=1) * 32 / size
+    assert np.median(steps) == pytest.approx(np.quantile(steps, 0.7), abs=0.15)
+    assert 1.4 < np.median(steps) < 3.1
+
+
+def test_shapes_differ_in_colour_and_form_on_the_same_background() -> None:
+    clips = [shape_clip(shape, 32, 1, np.random.default_rng(0))[0] for shape in SHAPES]
+    colours = np.array([clip[mask(clip)].mean(axis=0) for clip in clips])
+    distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
+    assert distances[~np.eye(len(SHAPES), dtype=bool)].min() > 60
+    empty = ~np.any([mask(clip) for clip in clips], axis=0)
+    corner = [clip[empty & (clip.max(axis=-1) < 60)].mean() for clip in clips]
+    assert np.ptp(corner) < 1
+    assert max(corner) < 60
+
+
+def test_the_seed_decides_and_more_videos_keep_the_earlier_ones(tmp_path: Path) -> None:
+    def first(name: str, train_videos: int, seed: int) -> bytes:
+        config = SynthConfig(
+            train_videos=train_videos, test_videos=0, classes=1, video_frames=3, seed=seed
+        )
+        write_dataset(tmp_path / name, config)
+        return (tmp_path / name / "train" / "circle" / "000.mp4").read_bytes()
+
+    assert first("a", 1, seed=1) == first("b", 3, seed=1) != first("c", 1, seed=2)
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "note.txt").touch()
+    with pytest.raises(DataError, match="not an empty folder"):
+        write_dataset(tmp_path / "d", SynthConfig(train_videos=1))
+    assert [path.name for path in tmp_path.rglob("*")] == ["d", "note.txt"]
+
+
+def test_an_interrupted_run_leaves_no_dataset(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "d", SynthConfig(train_videos=2, video_frames=2), stop)
+    assert not list(tmp_path.iterdir())
+    result = write_dataset(tmp_path / "d", SynthConfig(train_videos=2, video_frames=2))
+    assert result.folder == tmp_path / "d"

@@ -1,0 +1,226 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tatscli.config.data import ClipConfig
+from tatscli.core.data import tokens as module
+from tatscli.core.data.clips import ConsumedBatchSampler
+from tatscli.core.data.index import Problem
+from tatscli.core.data.tokens import (
+    TokenDataset,
+    TokenHeader,
+    TokenUnit,
+    TokenWriter,
+    is_token_dataset,
+    read_manifest,
+    verify,
+)
+from tatscli.errors import DataError
+
+GRID = (2, 3, 3)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LEAST_CLIPS", 10)
+
+
+def header(**changes: object) -> TokenHeader:
+    fields: dict[str, object] = {
+        "fingerprint": "abc",
+        "codes": 65536,
+        "grid": GRID,
+        "clip": ClipConfig(resolution=32, sequence_length=8, frame_rate=7.3),
+        "stride": 8,
+        "classes": ("cat", "dog"),
+        "videos": {"train": ("a.mp4", "b.mp4"), "val": ("c.mp4",)},
+        "clips": {"train": 25, "val": 4},
+    }
+    return TokenHeader.model_validate({**fields, **changes})
+
+
+def codes(split: str, first: int, stop: int) -> torch.Tensor:
+    """Codes that tell their clip, with the highest code among them."""
+    base = torch.arange(first, stop).reshape(-1, 1, 1, 1) + (1000 if split == "val" else 0)
+    grid = torch.arange(18).reshape(1, *GRID)
+    return torch.where(grid == 17, 65535, base * 20 + grid)
+
+
+def write(writer: TokenWriter, unit: TokenUnit) -> None:
+    clips = range(unit.first, unit.stop)
+    writer.write(
+        unit,
+        codes(unit.split, unit.first, unit.stop),
+        labels=[clip % 2 for clip in clips],
+        videos=[0 for _ in clips],
+        starts=[clip / 3 for clip in clips],
+    )
+
+
+def dataset(folder: Path) -> Path:
+    writer = TokenWriter(folder, header())
+    for unit in writer.missing():
+        write(writer, unit)
+    writer.finish()
+    return folder
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "t")
+    assert [shard.n for shard in read_manifest(folder).shards["train"]] == [10, 10, 5]
+    train, val = TokenDataset(folder, "train"), TokenDataset(folder, "val")
+    assert (len(train), len(val)) == (25, 4)
+    read = torch.stack([clip.tokens for clip in train.__getitems__(range(25))])
+    assert torch.equal(read, codes("train", 0, 25))
+    assert read.dtype == torch.int64
+    assert torch.equal(val[3].tokens, codes("val", 3, 4)[0])
+    assert [train[n].label for n in (9, 10, 24)] == [1, 0, 0]
+    assert train.labels.tolist() == [n % 2 for n in range(25)]
+    assert train.origin(11) == ("a.mp4", 11 / 3)
+    assert verify(folder) == ()
+    assert train.manifest.clip.frame_rate == 7.3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loaders_take_the_draws_of_a_run(tmp_path: Path, workers: int) -> None:
+    train = TokenDataset(dataset(tmp_path / "t"), "train")
+    assert train[0].label == 0  # so that a memory map is open
+    sampler = ConsumedBatchSampler(len(train), 0, 5, 5)
+    batches = list(DataLoader(train, batch_sampler=sampler, num_workers=workers))
+    assert batches[0].tokens.shape == (5, *GRID)
+    found = torch.cat([batch.tokens[:, 0, 0, 0] for batch in batches]).sort().values
+    assert torch.equal(found, torch.arange(25) * 20)
+    assert torch.equal(pickle.loads(pickle.dumps(train))[3].tokens, train[3].tokens)
+
+
+def test_a_restart_writes_only_what_is_missing(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path / "t", header())
+    units = writer.missing()
+    assert [(unit.split, unit.first, unit.stop) for unit in units] == [
+        ("train", 0, 10),
+        ("train", 10, 20),
+        ("train", 20, 25),
+        ("val", 0, 4),
+    ]
+    for unit in units[:3]:
+        write(writer, unit)
+    # An interruption between shard and record, one within a shard, and a leftover.
+    (tmp_path / "t" / "train-00001.json").unlink()
+    shard = tmp_path / "t" / "train-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    (tmp_path / "t" / ".train-00003.safetensors.1.part").write_bytes(b"half")
+    with pytest.raises(DataError, match="1 of 4 shards"):
+        read_manifest(tmp_path / "t")
+    again = TokenWriter(tmp_path / "t", header())
+    assert again.missing() == [units[1], units[2], units[3]]
+    with pytest.raises(ValueError, match="not written"):
+        again.finish()
+    for unit in again.missing():
+        write(again, unit)
+    again.finish()
+    straight = dataset(tmp_path / "straight")
+    names = {path.name for path in straight.iterdir()}
+    assert {path.name for path in (tmp_path / "t").iterdir()} == names
+    for name in names:
+        assert (straight / name).read_bytes() == (tmp_path / "t" / name).read_bytes()
+    assert TokenWriter(tmp_path / "t", header()).missing() == []
+    assert read_manifest(tmp_path / "t").complete
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"fingerprint": "xyz"}, "another VQGAN: abc, this is xyz"),
+        ({"grid": (4, 3, 3)}, r"grid: \(2, 3, 3\), this is \(4, 3, 3\)"),
+        ({"clip": ClipConfig(resolution=64, sequence_length=8)}, "resolution=32.*resolution=64"),
+        ({"clips": {"train": 26, "val": 4}}, "clips.*25.*26"),
+    ],
+)
+def test_a_folder_of_other_tokens_is_refused_with_both_named(
+    tmp_path: Path, changes: dict[str, object], named: str
+) -> None:
+    TokenWriter(tmp_path / "t", header())
+    with pytest.raises(DataError, match=named):
+        TokenWriter(tmp_path / "t", header(**changes))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(DataError, match="not empty"):
+        TokenWriter(tmp_path, header())
+
+
+def test_more_codes_than_a_file_can_number_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="65537.*65536"):
+        TokenWriter(tmp_path / "t", header(codes=65537))
+
+
+def test_codes_beyond_the_codebook_are_not_written(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path / "t", header(codes=100))
+    with pytest.raises(ValueError, match="65535 of 100"):
+        write(writer, writer.units[0])
+
+
+def test_clips_that_failed_are_recorded_and_not_counted(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path / "t", header(clips={"train": 3}))
+    (unit,) = writer.units
+    problem = Problem("a.mp4", "cannot be decoded after 3.00 s")
+    writer.write(unit, codes("train", 0, 2), [0, 1], [0, 1], [0.0, 1.0], [problem])
+    assert writer.finish().shards["train"][0].problems == (problem,)
+    assert len(TokenDataset(tmp_path / "t", "train")) == 2
+    with pytest.raises(DataError, match="no clips in its val split"):
+        TokenDataset(tmp_path / "t", "val")
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "t")
+    shard = folder / "train-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-7] ^= 4
+    shard.write_bytes(content)
+    (problem,) = verify(folder)
+    assert problem.path == shard.name
+    assert "sha256" in problem.reason
+
+
+def test_a_cut_or_missing_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "t")
+    shard = folder / "train-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(DataError, match=shard.name):
+        TokenDataset(folder, "train")
+    shard.unlink()
+    with pytest.raises(DataError, match=shard.name):
+        TokenDataset(folder, "train")
+    assert verify(folder)[0].path == shard.name
+
+
+def test_manifests_that_cannot_be_used_are_named_with_the_cause(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "t")
+    manifest = folder / "manifest.json"
+    whole = manifest.read_text()
+    assert is_token_dataset(folder)
+
+    def message(text: str) -> str:
+        manifest.write_text(text)
+        with pytest.raises(DataError) as caught:
+            read_manifest(folder)
+        assert str(folder) in caught.value.message
+        return caught.value.message
+
+    assert "format 2, this version of tats reads up to 1" in message(
+        json.dumps({**json.loads(whole), "version": 2})
+    )
+    assert "damaged" in message(whole[:100])
+    assert not is_token_dataset(folder)
+    assert "damaged" in message(json.dumps({**json.loads(whole), "codes": "many"}))
+    assert "not the manifest" in message('{"name": "web app"}')
+    manifest.unlink()
+    assert not is_token_dataset(folder)
+    with pytest.raises(DataError, match="no token dataset") as caught:
+        read_manifest(folder)
+    assert "tats encode" in caught.value.hint

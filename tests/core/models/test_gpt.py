@@ -1,0 +1,199 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.core.models.gpt import GPT, KVCache, condition_ids, decay_groups
+
+
+def config(condition=None, **settings):
+    layout = condition or ConditionLayout.unconditional()
+    values = {
+        "layers": 2,
+        "heads": 2,
+        "width": 16,
+        "codes": 12,
+        "grid": (2, 3, 3),
+        "condition": layout,
+        "block_size": 18,
+    }
+    return GPTConfig(**(values | settings))
+
+
+LABELS = config(ConditionLayout.labels(4))
+
+
+def sequence(of, batch=2):
+    tokens = torch.arange(batch * of.video_tokens).view(batch, -1) ** 2 % of.codes
+    labels = torch.arange(batch) if of.condition.part("label") else None
+    return condition_ids(of.condition, batch, labels), tokens
+
+
+def new_cache(model, batch=2, **settings):
+    return KVCache(model.config, batch, torch.device("cpu"), torch.float32, **settings)
+
+
+def test_row_i_does_not_see_token_i_or_later(by_rule):
+    model = by_rule(GPT(config()))
+    seen = []
+    model.tok_emb.register_forward_hook(lambda _m, _i, out: seen.append(out) or out.retain_grad())
+    logits = model(*sequence(model.config))
+    for row in (0, 5, 17):
+        seen[0].grad = None
+        logits[:, row].square().sum().backward(retain_graph=True)
+        reached = seen[0].grad.abs().sum((0, 2)) > 0
+        # Position 0 is the condition, position i the token i - 1.
+        assert reached.tolist() == [True] * (row + 1) + [False] * (17 - row)
+
+
+def test_last_token_is_never_an_input(by_rule):
+    model = by_rule(GPT(config()))
+    condition, tokens = sequence(model.config)
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 12
+    assert torch.equal(model(condition, tokens), model(condition, changed))
+
+
+@pytest.mark.parametrize("of", [config(), LABELS], ids=["start", "label"])
+def test_cached_steps_equal_the_training_forward(by_rule, of):
+    model = by_rule(GPT(of))
+    condition, tokens = sequence(of)
+    with torch.no_grad():
+        full = model(condition, tokens)
+        cache = new_cache(model)
+        steps = [model.step(condition, cache)]
+        for i in range(of.video_tokens - 1):
+            steps.append(model.step(tokens[:, i : i + 1] + of.condition.ids, cache))
+    assert cache.length == of.positions
+    torch.testing.assert_close(torch.stack(steps, 1), full, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("chunks", [[7, 11], [1, 6, 1, 10], [18]])
+def test_any_chunks_equal_the_training_forward(by_rule, chunks):
+    model = by_rule(GPT(config()))
+    condition, tokens = sequence(model.config)
+    ids = torch.cat([condition, tokens], 1)
+    cache, stop = new_cache(model), 0
+    with torch.no_grad():
+        full = model(condition, tokens)
+        for chunk in chunks:
+            logits = model.step(ids[:, stop : stop + chunk], cache)
+            stop += chunk
+            torch.testing.assert_close(logits, full[:, stop - 1], atol=1e-5, rtol=0)
+
+
+def test_a_reset_cache_forgets(by_rule):
+    model = by_rule(GPT(config()))
+    cache = new_cache(model)
+    with torch.no_grad():
+        first = model.step(torch.tensor([[0, 3, 5]] * 2), cache)
+        cache.reset()
+        model.step(torch.tensor([[7, 7, 7, 7]] * 2), cache)
+        cache.reset()
+        again = model.step(torch.tensor([[0, 3, 5]] * 2), cache)
+    assert torch.equal(first, again)
+
+
+def test_a_token_after_the_condition_is_offset(by_rule):
+    model = by_rule(GPT(LABELS))
+    cache = new_cache(model, batch=1)
+    with torch.no_grad():
+        full = model(torch.tensor([[2]]), torch.tensor([[3, 0]]))
+        model.step(torch.tensor([[2]]), cache)
+        logits = model.step(torch.tensor([[3 + 5]]), cache)
+    torch.testing.assert_close(logits, full[:, 1], atol=1e-5, rtol=0)
+
+
+def test_ids_out_of_range_are_named():
+    model = GPT(LABELS)
+    with pytest.raises(ValueError, match="id 17 is outside 0 to 16"):
+        model.step(torch.tensor([[17]]), new_cache(model, batch=1))
+    with pytest.raises(ValueError, match="video token 12 is outside 0 to 11"):
+        model(torch.tensor([[0]]), torch.tensor([[12]]))
+    with pytest.raises(ValueError, match="video token -1 is outside 0 to 11"):
+        model(torch.tensor([[0]]), torch.tensor([[-1]]))
+
+
+def test_too_many_positions_are_named():
+    model = GPT(config())
+    condition, tokens = sequence(model.config)
+    with pytest.raises(ValueError, match="19 positions, but there is room for 18"):
+        model(condition, torch.cat([tokens, tokens[:, :1]], 1))
+    with pytest.raises(ValueError, match="5 positions, but there is room for 4"):
+        model.step(tokens[:, :5], new_cache(model, positions=4))
+
+
+def test_condition_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="condition has 2 tokens, the model 1"):
+        GPT(config())(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_condition_ids_of_each_layout():
+    assert condition_ids(ConditionLayout.unconditional(), 3, None).tolist() == [[0]] * 3
+    labels = torch.tensor([4, 0])
+    ids = condition_ids(ConditionLayout.labels(4), 2, labels)
+    assert ids.tolist() == [[4], [0]]
+    assert ids.dtype == torch.int64
+
+
+def test_labels_must_fit_the_layout():
+    with pytest.raises(ValueError, match="label 5 is outside 0 to 4"):
+        condition_ids(ConditionLayout.labels(4), 1, torch.tensor([5]))
+    with pytest.raises(ValueError, match="exactly where"):
+        condition_ids(ConditionLayout.labels(4), 1, None)
+    with pytest.raises(ValueError, match="exactly where"):
+        condition_ids(ConditionLayout.unconditional(), 1, torch.tensor([0]))
+
+
+def test_only_weights_of_linear_layers_decay():
+    model = GPT(config())
+    decayed, rest = decay_groups(model, 0.01)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.01, 0.0)
+    kinds = {re.sub(r"blocks\.\d\.", "", names[id(p)]) for p in decayed["params"]}
+    assert kinds == {
+        "attn.qkv.weight",
+        "attn.proj.weight",
+        "mlp.0.weight",
+        "mlp.2.weight",
+        "head.weight",
+    }
+    grouped = [id(p) for p in decayed["params"] + rest["params"]]
+    assert sorted(grouped) == sorted(names)
+
+
+def test_initial_weights_are_the_published_ones():
+    model = GPT(config(width=64, codes=500))
+    assert not model.pos_emb.any()
+    for weight in (model.tok_emb.weight, model.head.weight, model.blocks[0].attn.qkv.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.head.bias is None
+    assert model.head.weight is not model.tok_emb.weight
+    assert not any(
+        m.bias.any() for m in model.modules() if isinstance(m, nn.Linear) and m is not model.head
+    )
+
+
+def test_dropout_acts_in_training_only():
+    model = GPT(config(dropout=0.5))
+    condition, tokens = sequence(model.config)
+    assert not torch.equal(model(condition, tokens), model(condition, tokens))
+    model.eval()
+    assert torch.equal(model(condition, tokens), model(condition, tokens))
+
+
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [
+        (config(), [2.00608, 0.18017, 0.55689, -0.50343, -0.52889]),
+        (LABELS, [2.00608, 1.00534, 0.20826, 1.16044, 1.7028]),
+    ],
+    ids=["start", "label"],
+)
+def test_numbers_of_the_proven_model(by_rule, of, expected):
+    model = by_rule(GPT(of))
+    with torch.no_grad():
+        logits = model(*sequence(of))
+    assert logits.flatten()[::101][:5].tolist() == pytest.approx(expected, abs=1e-4)
