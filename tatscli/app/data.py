@@ -82,7 +82,14 @@ class VideoClips:
         return self.train if split == "train" else self.val
 
     def _source(self, split: Split) -> ClipSource:
-        return ClipSource(self.index.split(split), self.index.root, self.clip)
+        entries = self.index.split(split)
+        if not entries:
+            name = "training" if split == "train" else "validation"
+            raise DataError(
+                f"{self.index.root}: no {name} video that can be read",
+                "'tats data check' names what cannot",
+            )
+        return ClipSource(entries, self.index.root, self.clip)
 
 
 def open_videos(root: Path, clip: ClipConfig, strict: bool, reporter: Reporter) -> VideoClips:
@@ -117,11 +124,40 @@ def name_problems(problems: Iterable[Problem], reporter: Reporter) -> None:
         reporter.warn(f"left out {more} more videos; 'tats data check' names them all")
 
 
+def problem_of(root: Path, path: str, error: DataError) -> Problem:
+    """What is wrong with a video, without the path that the message starts with."""
+    return Problem(path, error.message.removeprefix(f"{root / path}: "))
+
+
 def synthesise(folder: Path, config: SynthConfig, reporter: Reporter | None = None) -> SynthResult:
     """Write a synthetic dataset."""
     reporter = reporter or Silent()
     with reporter.task("writing videos", "videos") as task:
         return write_dataset(folder, config, lambda done, total: task.update(done, total))
+
+
+def decodable(clips: FixedClips) -> tuple[FixedClips, list[Problem]]:
+    """The clips that can be decoded, and what is wrong with the others.
+
+    Raises:
+        DataError: None can.
+    """
+    addresses, problems = [], []
+    for number, address in enumerate(clips.addresses):
+        try:
+            clips[number]
+        except DataError as error:
+            path = clips.source.entries[address.entry].path
+            problems.append(problem_of(clips.source.root, path, error))
+        else:
+            addresses.append(address)
+    if not addresses:
+        raise DataError(
+            f"{clips.source.root}: none of {len(problems)} validation clips can be decoded; "
+            f"the first: {problems[0].path}: {problems[0].reason}",
+            "'tats data check' names the files that cannot be read",
+        )
+    return FixedClips(clips.source, addresses), problems
 
 
 @dataclass(frozen=True)
@@ -238,7 +274,7 @@ def _decode_all(root: Path, entry: VideoEntry) -> str:
         for first in range(0, count, step):
             read_frames(root / entry.path, entry.info, range(first, min(first + step, count)), 8)
     except DataError as error:
-        return error.message.removeprefix(str(root / entry.path)).lstrip(": ")
+        return problem_of(root, entry.path, error).reason
     return ""
 
 

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch.utils.data import DataLoader, Dataset
 
-from tatscli.app.data import Split, VideoClips, open_videos
+from tatscli.app.data import Split, VideoClips, open_videos, problem_of
 from tatscli.app.devices import choose_device
 from tatscli.app.pictures import DEFAULT_RATE
 from tatscli.app.reporting import Reporter, Silent, Task
+from tatscli.config.data import ClipConfig, GPTDataConfig
 from tatscli.config.encode import DecodeConfig, EncodeConfig
+from tatscli.config.files import flag
 from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan, save_vqgan
 from tatscli.core.data.clips import Clip, FixedClips
 from tatscli.core.data.index import Problem
@@ -87,11 +90,7 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     options = config.encode
     device = choose_device(config.compute.device)
     vqgan = read_vqgan(options.vqgan)
-    clip = config.data.clip(vqgan.clip)
-    try:
-        grid = vqgan.model.config.grid(clip.frames, clip.resolution, clip.resolution)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    clip, grid = clips_for(config.data, vqgan)
     videos = open_videos(config.data.data, clip, config.data.strict, reporter)
     stride = options.stride or clip.sequence_length
     clips = {split: videos.every(split, stride) for split in SPLITS}
@@ -150,6 +149,23 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
     return DecodeResult(options.out, written, frames.shape[1], frames.shape[2], rate)
 
 
+def clips_for(data: GPTDataConfig, vqgan: TrainedVQGAN) -> tuple[ClipConfig, tuple[int, int, int]]:
+    """The clips that options and a VQGAN ask for, and the latent grid of one.
+
+    Raises:
+        ConfigError: There are no such clips, or the VQGAN cannot downsample them.
+    """
+    try:
+        clip = data.clip(vqgan.clip)
+        return clip, vqgan.model.config.grid(clip.frames, clip.resolution, clip.resolution)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = "".join(f"{flag((str(name),))}: " for name in problem["loc"])
+        raise ConfigError(option + problem["msg"].removeprefix("Value error, ")) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def check_fingerprint(
     manifest: TokenManifest, vqgan: TrainedVQGAN, tokens: Path, given: Path | None
 ) -> None:
@@ -202,7 +218,7 @@ class _Readable(Dataset[Clip | Problem]):
             return self._clips[number]
         except DataError as error:
             path = self._clips.source.entries[self._clips.addresses[number].entry].path
-            return Problem(path, error.message)
+            return problem_of(self._clips.source.root, path, error)
 
 
 def _as_list(items: list[Any]) -> list[Any]:

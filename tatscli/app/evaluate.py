@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from tatscli.app.data import name_problems
+from tatscli.app.data import name_problems, problem_of
 from tatscli.app.devices import choose_device
 from tatscli.app.reporting import Reporter, Silent, Task
 from tatscli.config.data import ClipConfig
@@ -18,10 +18,12 @@ from tatscli.core.data.video import Frames, read_frames
 from tatscli.core.metrics.features import PROTOCOLS, video_features
 from tatscli.core.metrics.frechet import frechet_distance, kernel_distance
 from tatscli.core.models.i3d import I3D, load_i3d, random_i3d
-from tatscli.errors import ConfigError, DataError
+from tatscli.errors import DataError
 
 LISTING = "samples.json"
 """What tats sample writes beside its samples, so that nothing else is taken for one."""
+LEAST_FRAMES = 9
+"""Frames that I3D needs."""
 RECOMMENDED = 2048
 """Videos on each side below which the Fréchet distance is dominated by its bias."""
 
@@ -111,8 +113,6 @@ def evaluate_fvd(
     """
     reporter = reporter or Silent()
     options = config.fvd
-    if options.frames < 9:
-        raise ConfigError(f"I3D needs at least 9 frames, got {options.frames}", "use --frames 9")
     device = choose_device(config.compute.device)
     model = _network(options)
     sides = [
@@ -166,6 +166,9 @@ class _Side:
             )
         videos = {e.path: e for e in index.entries if listed is None or e.path in listed}
         unread = [p for p in index.problems if listed is None or p.path in listed]
+        known = {entry.path for entry in index.entries} | {p.path for p in index.problems}
+        gone = sorted((listed or set()) - known)
+        unread += [Problem(path, f"in {LISTING}, but not there") for path in gone]
         whole = [_whole(entry) for entry in videos.values()]
         clip = ClipConfig(
             resolution=options.resolution or 8,
@@ -203,7 +206,7 @@ class _Side:
             except DataError as error:
                 if self._options.strict:
                     raise
-                problem = Problem(entry.path, error.message)
+                problem = problem_of(self._source.root, entry.path, error)
                 self.undecodable.append(problem)
                 self.left_out.append(problem)
             task.update(done)

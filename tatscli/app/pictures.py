@@ -60,4 +60,5 @@ def strip(clips: Frames) -> Frames:
     """Frames in a row, clips below each other: uint8 (B, T, H, W, 3) to (h, w, 3)."""
     chosen = np.linspace(0, clips.shape[1] - 1, min(STRIP_FRAMES, clips.shape[1])).round()
     frames = rearrange(clips[:, chosen.astype(int)], "b t h w c -> (b t) 1 h w c")
-    return tile(frames, columns=len(chosen))[0]
+    picture: Frames = tile(frames, columns=len(chosen))[0]
+    return picture

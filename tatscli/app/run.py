@@ -22,6 +22,7 @@ import torch
 from tatscli import __version__
 from tatscli.config.base import Config
 from tatscli.config.files import dump
+from tatscli.core.checkpoint import SUFFIX
 from tatscli.errors import RunError
 
 PACKAGES = ("torch", "lightning", "torchvision", "av", "numpy")
@@ -84,7 +85,10 @@ class RunFolder:
                 f"{path} has saved no checkpoint yet ({run.last} is missing)",
                 "start again with another --out, or remove that folder",
             )
-        run.samples.mkdir(exist_ok=True)
+        if not _is_helper_process():
+            run.samples.mkdir(exist_ok=True)
+            for unfinished in run.last.parent.glob(f".*{SUFFIX}.tmp"):  # of a run that was killed
+                unfinished.unlink()
         return run
 
     def write_config(self, config: Config) -> None:
@@ -144,8 +148,9 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def _is_helper_process() -> bool:
-    """Whether this is a process that the first one of the run started beside itself."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
+    """Whether this is a further process of a run, by Lightning's, torchrun's or SLURM's word."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
+    return any(int(os.environ.get(name, 0)) > 0 for name in ranks)
 
 
 def _machine() -> dict[str, Any]:

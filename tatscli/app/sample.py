@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tatscli.app.devices import choose_device
-from tatscli.app.evaluate import LISTING, FVDResult, evaluate_fvd
+from tatscli.app.evaluate import LEAST_FRAMES, LISTING, FVDResult, evaluate_fvd
 from tatscli.app.pictures import DEFAULT_RATE, enlarged, strip
 from tatscli.app.reporting import Reporter, Silent, Task
 from tatscli.app.run import write_atomically
@@ -149,6 +149,7 @@ def sample_long(
 def short(config: SampleShortConfig, reporter: Reporter | None = None) -> SampleResult:
     """Sample videos of the length of training into a folder."""
     reporter = reporter or Silent()
+    _note_unused(config.real, reporter)
     trained = _open_model(config.sample, reporter)
     length = _Length(trained.model.config.grid[0], 1)
     return _write_folder(
@@ -164,6 +165,7 @@ def long(config: SampleLongConfig, reporter: Reporter | None = None) -> SampleRe
         ConfigError: Length, context or latent side do not fit the model.
     """
     reporter = reporter or Silent()
+    _note_unused(config.real, reporter)
     trained = _open_model(config.sample, reporter)
     window, side = config.window, trained.model.config.grid[1]
     if window.sample_resolution not in (0, side):
@@ -308,7 +310,7 @@ def _write_folder(
     frames: int = 0,
 ) -> SampleResult:
     if real.compute_fvd:
-        _check_comparison(real)
+        _check_comparison(real, frames or length.latent * trained.vqgan.model.config.downsample[0])
     folder = _new_folder(config, chosen, kind)
     _to(trained, choose_device(device))
     chosen_by = TokenFilter(chosen.temperature, chosen.top_k, chosen.top_p)
@@ -401,8 +403,21 @@ def _write_sample(
     return files
 
 
-def _check_comparison(real: RealDataConfig) -> None:
+def _note_unused(real: RealDataConfig, reporter: Reporter) -> None:
+    """Say which settings of the comparison mean nothing, because there is none."""
+    unused = sorted(real.model_fields_set - {"compute_fvd"})
+    if unused and not real.compute_fvd:
+        options = ", ".join("--" + name.replace("_", "-") for name in unused)
+        reporter.note(f"without --compute-fvd this has no effect: {options}")
+
+
+def _check_comparison(real: RealDataConfig, frames: int) -> None:
     """Find out before sampling whether the comparison can be made."""
+    if frames < LEAST_FRAMES:
+        raise ConfigError(
+            f"--compute-fvd needs samples of at least {LEAST_FRAMES} frames, these have {frames}",
+            f"leave it out, or use tats sample long --frames {LEAST_FRAMES} or more",
+        )
     if real.data is None:
         raise ConfigError("--compute-fvd needs real videos", "add --data DIR")
     if not real.data.is_dir():

@@ -9,9 +9,9 @@ import lightning.pytorch as lightning
 from pydantic import ValidationError
 from torch.utils.data import Subset, default_collate
 
-from tatscli.app.data import VideoClips, open_videos
+from tatscli.app.data import VideoClips, decodable, name_problems, open_videos
 from tatscli.app.devices import asked_processes, place_training
-from tatscli.app.encode import check_fingerprint
+from tatscli.app.encode import check_fingerprint, clips_for
 from tatscli.app.pictures import save_reconstructions, save_samples
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.run import RunFolder
@@ -34,7 +34,7 @@ from tatscli.core.training import vqgan as vqgan_training
 from tatscli.core.training.engine import Clips, Outcome, Placement, epoch_steps, fit
 from tatscli.core.training.gpt import GPTTraining
 from tatscli.core.training.vqgan import VQGANTraining
-from tatscli.errors import ConfigError
+from tatscli.errors import ConfigError, DataError
 
 TrainConfig = TypeVar("TrainConfig", VQGANTrainConfig, GPTTrainConfig)
 
@@ -103,7 +103,7 @@ def train_vqgan(
     config = concrete(config, placement.world)
     perceptual = LPIPS(weights.locate("vgg16")) if config.loss.perceptual_weight else None
     videos = open_videos(config.data.data, config.data, config.data.strict, reporter)
-    clips = _video_clips(videos, config.train.seed, config.train.val_clips)
+    clips = _video_clips(videos, config, reporter)
     run = _open_run(config, resume, f"vqgan-{config.data.data.name}")
     lightning.seed_everything(config.train.seed, verbose=False)
     rate = videos.rate
@@ -136,10 +136,12 @@ def train_gpt(
     placement = place_training(config.compute)
     _notes(config, placement.world, reporter)
     config = concrete(config, placement.world)
+    # A run that goes on keeps its VQGAN, whatever became of the one that it was given.
+    source = RunFolder.reopen(resume).last if resume else config.vqgan
     if is_token_dataset(config.data.data):
-        vqgan, clips, classes = _token_clips(config)
+        vqgan, clips, classes = _token_clips(config, source)
     else:
-        vqgan, clips, classes = _clips_to_encode(config, reporter)
+        vqgan, clips, classes = _clips_to_encode(config, source, reporter)
     architecture = gpt_architecture(config, vqgan, classes)
     if config.model.block_size > architecture.positions:
         reporter.note(
@@ -179,8 +181,7 @@ def gpt_architecture(
             f"--vocab-size {config.model.vocab_size}, but the VQGAN has {codes} codes",
             f"leave the option out, or give {codes}",
         )
-    clip = config.data.clip(vqgan.clip)
-    grid = vqgan.model.config.grid(clip.frames, clip.resolution, clip.resolution)
+    _, grid = clips_for(config.data, vqgan)
     if config.model.condition == "label":
         layout = ConditionLayout.labels(len(classes))
     else:
@@ -203,31 +204,30 @@ def gpt_architecture(
 
 
 def _clips_to_encode(
-    config: GPTTrainConfig, reporter: Reporter
+    config: GPTTrainConfig, source: Path | None, reporter: Reporter
 ) -> tuple[TrainedVQGAN, Clips, tuple[str, ...]]:
-    if config.vqgan is None:
+    if source is None:
         raise ConfigError(
             f"{config.data.data} holds videos, and --vqgan is not given",
             "add --vqgan RUN, or give a token dataset that tats encode wrote",
         )
-    vqgan = read_vqgan(config.vqgan)
-    clip = config.data.clip(vqgan.clip)
-    try:
-        vqgan.model.config.grid(clip.frames, clip.resolution, clip.resolution)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    vqgan = read_vqgan(source)
+    clip, _ = clips_for(config.data, vqgan)
     videos = open_videos(config.data.data, clip, config.data.strict, reporter)
-    clips = _video_clips(videos, config.train.seed, config.train.val_clips)
     _check_classes(config, videos.index.classes)
+    clips = _video_clips(videos, config, reporter)
+    vqgan = TrainedVQGAN(vqgan.model, clip, videos.rate, vqgan.step)
     return vqgan, clips, videos.index.classes
 
 
-def _token_clips(config: GPTTrainConfig) -> tuple[TrainedVQGAN, Clips, tuple[str, ...]]:
+def _token_clips(
+    config: GPTTrainConfig, source: Path | None
+) -> tuple[TrainedVQGAN, Clips, tuple[str, ...]]:
     folder = config.data.data
     manifest = read_manifest(folder)
     _check_geometry(config, manifest)
-    vqgan = read_vqgan(config.vqgan or folder)
-    check_fingerprint(manifest, vqgan, folder, config.vqgan)
+    vqgan = read_vqgan(source or folder)
+    check_fingerprint(manifest, vqgan, folder, source)
     vqgan = TrainedVQGAN(vqgan.model, manifest.clip, vqgan.rate, vqgan.step)
     _check_classes(config, manifest.classes)
     train, held = TokenDataset(folder, "train"), TokenDataset(folder, "val")
@@ -256,9 +256,17 @@ def _check_classes(config: GPTTrainConfig, classes: tuple[str, ...]) -> None:
         )
 
 
-def _video_clips(videos: VideoClips, seed: int, held: int) -> Clips:
-    train = videos.training(seed)
-    return Clips(train, len(train), videos.spread("val", held))
+def _video_clips(
+    videos: VideoClips, config: VQGANTrainConfig | GPTTrainConfig, reporter: Reporter
+) -> Clips:
+    train = videos.training(config.train.seed)
+    # Validation has no clips to spare: one that breaks hours into the run would end it.
+    held, problems = decodable(videos.spread("val", config.train.val_clips))
+    if problems and config.data.strict:
+        first = problems[0]
+        raise DataError(f"{videos.index.root}/{first.path}: {first.reason}", "leave out --strict")
+    name_problems(problems, reporter)
+    return Clips(train, len(train), held)
 
 
 def _first(clips: Clips, count: int) -> Any:

@@ -1,22 +1,17 @@
-"""What the terminal shows: results on stdout, everything else on stderr.
-
-On a terminal, work under way is one calm Rich display; elsewhere it is one plain line an interval.
-"""
+"""What the terminal shows: results on stdout, everything else on stderr."""
 
 import dataclasses
 import json
+import math
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn
-from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
 
@@ -24,9 +19,6 @@ from tatscli.app.reporting import Task
 
 if TYPE_CHECKING:
     from tatscli.app.train import TrainResult
-
-LINE_INTERVAL = 10.0
-"""Seconds between plain lines when stderr is not a terminal."""
 
 
 def _out() -> Console:
@@ -63,7 +55,7 @@ def result(value: Any, *, as_json: bool, title: str = "") -> None:
     """Show a result dataclass: a table for people, one JSON object for programs."""
     plain = _plain(value)
     if as_json:
-        text(json.dumps(plain, indent=2))
+        text(json.dumps(_finite(plain), indent=2))
         return
     table = Table(title=title or None, show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -87,7 +79,7 @@ def rows(values: Sequence[Any], *, as_json: bool) -> None:
     """Show result dataclasses of one kind as a table, or as a JSON list."""
     plain = [_plain(value) for value in values]
     if as_json:
-        text(json.dumps(plain, indent=2))
+        text(json.dumps(_finite(plain), indent=2))
         return
     grid = Table(box=None, pad_edge=False)
     for name in plain[0] if plain else ():
@@ -107,6 +99,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def _finite(plain: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(plain, dict):
+        return {name: _finite(item) for name, item in plain.items()}
+    if isinstance(plain, list):
+        return [_finite(item) for item in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 def _human(value: Any) -> str:
@@ -133,98 +134,8 @@ class Terminal:
         """Say one line that the user should act on."""
         warn(text)
 
-    @contextmanager
-    def task(self, what: str, unit: str, total: int | None = None) -> Iterator[Task]:
+    def task(self, what: str, unit: str, total: int | None = None) -> AbstractContextManager[Task]:
         """Show a piece of work while it lasts."""
-        screen = _err()
-        if not screen.is_terminal:
-            lines = _Lines(screen, what, unit, total)
-            yield lines
-            lines.close()
-            return
-        display = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
-            _Rate(unit),
-            _TimeLeft(),
-            TextColumn("{task.fields[figures]}", style="cyan"),
-            console=screen,
-            refresh_per_second=4,
-        )
-        with display:
-            task = display.add_task(what, total=total or 0, figures="")
-            yield _Bar(display, task)
+        from tatscli.cli.progress import show  # its Rich parts are slow to import
 
-
-class _Bar:
-    def __init__(self, display: Progress, task: TaskID) -> None:
-        self._display, self._task = display, task
-
-    def update(
-        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
-    ) -> None:
-        self._display.update(self._task, completed=done, total=total)
-        if figures:
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
-            self._display.update(self._task, figures=shown)
-
-
-class _Lines:
-    """One line an interval, readable in a log file."""
-
-    def __init__(self, screen: Console, what: str, unit: str, total: int | None) -> None:
-        self._screen, self._what, self._unit, self._total = screen, what, unit, total
-        self._start = self._last = time.monotonic()
-        self._done = self._first = 0
-        self._figures: dict[str, float] = {}
-        self._said = -1
-
-    def update(
-        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
-    ) -> None:
-        if self._said < 0 and not self._done:
-            self._first = max(0, done - 1)
-        self._done, self._total = done, total or self._total
-        self._figures |= figures or {}
-        if time.monotonic() - self._last >= LINE_INTERVAL:
-            self._say()
-
-    def close(self) -> None:
-        if self._done != self._said:
-            self._say()
-
-    def _say(self) -> None:
-        self._last, self._said = time.monotonic(), self._done
-        seconds = max(self._last - self._start, 1e-6)
-        rate = (self._done - self._first) / seconds
-        left = ""
-        if self._total and rate > 0 and self._done < self._total:
-            left = f"  {_clock((self._total - self._done) / rate)} left"
-        of = f"/{self._total}" if self._total else ""
-        shown = "".join(f"  {k} {v:.4g}" for k, v in self._figures.items())
-        line = f"{self._what} {self._done}{of} {self._unit}  {rate:.3g} {self._unit}/s{left}{shown}"
-        self._screen.print(line, markup=False)
-
-
-class _Rate(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: RichTask) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.3g} {self._unit}/s" if speed else "", style="dim")
-
-
-class _TimeLeft(ProgressColumn):
-    def render(self, task: RichTask) -> Text:
-        left = task.time_remaining
-        return Text(f"{_clock(left)} left" if left else "", style="dim")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        return show(_err(), what, unit, total)

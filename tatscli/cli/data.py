@@ -21,7 +21,9 @@ def _group() -> None:
 @app.command(epilog="Example: tats data synth shapes --size 64")
 @configured()
 def synth(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; must be empty or new.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write; must be empty or new.")
+    ],
     config: SynthConfig,
     json: Json = False,
 ) -> None:
@@ -34,7 +36,9 @@ def synth(
 @app.command(epilog="Example: tats data check DIR")
 @configured()
 def check(
-    folder: Annotated[Path, typer.Argument(help="Folder of videos or frame folders.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of videos or frame folders.")
+    ],
     config: CheckConfig,
     json: Json = False,
 ) -> None:

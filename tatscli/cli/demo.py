@@ -9,13 +9,16 @@ from tatscli.cli import console
 from tatscli.cli.options import Json, configured
 from tatscli.config.demo import DemoConfig
 
+app = typer.Typer()
 
+
+@app.command(rich_help_panel="Start here", epilog="Example: tats demo")
 @configured()
 def demo(
     config: DemoConfig,
-    folder: Annotated[Path, typer.Argument(help="Folder to write; must be empty or new.")] = Path(
-        "tats-demo"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write; must be empty or new.")
+    ] = Path("tats-demo"),
     json: Json = False,
 ) -> None:
     """Run the whole pipeline on generated videos, on a CPU, in minutes.

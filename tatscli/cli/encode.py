@@ -9,7 +9,12 @@ from tatscli.cli import console
 from tatscli.cli.options import Json, configured
 from tatscli.config.encode import DecodeConfig, EncodeConfig
 
+app = typer.Typer()
 
+
+@app.command(
+    rich_help_panel="Pipeline", epilog="Example: tats encode --data DIR --vqgan RUN --out tokens"
+)
 @configured()
 def encode(config: EncodeConfig, json: Json = False) -> None:
     """Turn a dataset of videos into tokens, once, so that GPT training reads no video.
@@ -22,9 +27,12 @@ def encode(config: EncodeConfig, json: Json = False) -> None:
     console.result(use_case(config, console.Terminal()), as_json=json)
 
 
+@app.command(rich_help_panel="Pipeline", epilog="Example: tats decode tokens --limit 16")
 @configured()
 def decode(
-    tokens: Annotated[Path, typer.Argument(help="Token dataset that tats encode wrote.")],
+    tokens: Annotated[
+        Path, typer.Argument(metavar="TOKENS", help="Token dataset that tats encode wrote.")
+    ],
     config: DecodeConfig,
     json: Json = False,
 ) -> None:

@@ -20,8 +20,12 @@ def _group() -> None:
 @app.command(epilog="Example: tats eval fvd DIR samples/short")
 @configured()
 def fvd(
-    real: Annotated[Path, typer.Argument(help="Folder of real videos or frame folders.")],
-    fake: Annotated[Path, typer.Argument(help="Folder of samples, as tats sample wrote it.")],
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="Folder of real videos or frame folders.")
+    ],
+    fake: Annotated[
+        Path, typer.Argument(metavar="FAKE", help="Folder of samples, as tats sample wrote it.")
+    ],
     config: FVDConfig,
     json: Json = False,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from tatscli import __version__
 from tatscli.cli import console, data, demo, encode, evaluate, gpt, sample, vqgan, weights
+from tatscli.cli.options import UsageError
 from tatscli.errors import TatsError
 
 SETTINGS = {
@@ -38,17 +39,19 @@ def _version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", metavar="", callback=_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
 ) -> None:
     pass
 
 
-app.command(rich_help_panel="Start here")(demo.demo)
+# Apps without a name add their commands to this one, in the order of the help page.
+app.add_typer(demo.app)
 app.add_typer(data.app, name="data", rich_help_panel="Pipeline")
 app.add_typer(vqgan.app, name="vqgan", rich_help_panel="Pipeline")
-app.command(rich_help_panel="Pipeline")(encode.encode)
-app.command(rich_help_panel="Pipeline")(encode.decode)
+app.add_typer(encode.app)
 app.add_typer(gpt.app, name="gpt", rich_help_panel="Pipeline")
 app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
 app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
@@ -56,15 +59,19 @@ app.add_typer(weights.app, name="weights", rich_help_panel="Housekeeping")
 
 
 def main() -> None:
-    """Run the program; errors a person can act on become a message and exit code 1."""
+    """Run the program; errors a person can act on become a message and an exit code.
+
+    The code is 2 where options or settings cannot be used, 1 for all other errors, and 130 after
+    Ctrl-C. With ``TATS_DEBUG`` in the environment, errors show their traceback.
+    """
     debug = bool(os.environ.get("TATS_DEBUG"))
     try:
-        app()
+        app(prog_name="tats")
     except TatsError as error:
         if debug:
             raise
         console.error(error.message, error.hint)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except OSError as error:
         if debug or not error.filename or error.errno not in _DISK:
             raise

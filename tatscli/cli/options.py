@@ -9,34 +9,58 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import typer
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from tatscli.cli import console
 from tatscli.config.base import FILE_ONLY, UNSET, Config, Obsolete, Published
-from tatscli.config.files import Key, Layer, flag, preset_names, read_layer, read_preset, resolve
+from tatscli.config.files import (
+    Key,
+    Layer,
+    flag,
+    preset_names,
+    read_layer,
+    read_preset,
+    resolve,
+    sections,
+)
 from tatscli.errors import ConfigError
 
 SCALARS = (bool, int, float, str, Path)
+BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="YAML file of settings; options override it."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")]
 Resume = Annotated[
     Path | None,
     typer.Option("--resume", help="Run folder to continue exactly; its settings are the base."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved settings and stop; touch nothing.")
+    bool,
+    typer.Option(
+        "--dry-run", metavar="", help="Print the resolved settings as YAML and stop; touch nothing."
+    ),
 ]
 
 
+class UsageError(ConfigError):
+    """Settings that cannot be used, found before anything started."""
+
+
 class Setting(NamedTuple):
-    """One leaf of a config tree."""
+    """One leaf of a config tree.
+
+    Attributes:
+        key: Where it is in the tree.
+        field: Its type, default, bounds and published names.
+        text: Its help text.
+        panel: Heading in the help page.
+    """
 
     key: Key
     field: FieldInfo
+    text: str
     panel: str | None
 
     @property
@@ -45,57 +69,77 @@ class Setting(NamedTuple):
         return self.key[-1]
 
     @property
-    def published(self) -> list[Published]:
-        """Published options that set this leaf."""
-        return [item for item in self.field.metadata if isinstance(item, Published)]
-
-    @property
-    def kind(self) -> Any:
-        """The type an option of this leaf has."""
-        return option_type(self.field.annotation, flag(self.key))
+    def aliases(self) -> list[Published]:
+        """Hidden options that set this leaf too: the published ones, and the no of a switch."""
+        no = [Published(f"no_{self.name}", value=False)] if self.field.annotation is bool else []
+        return no + [item for item in self.field.metadata if isinstance(item, Published)]
 
     def parameters(self) -> Iterator[inspect.Parameter]:
-        """The option of this leaf, and a hidden one for each published name."""
-        switch, kind = flag(self.key), self.kind
-        default = self.field.get_default(call_default_factory=True)
+        """The option of this leaf, and its hidden ones."""
+        kind = option_type(self.field.annotation, flag(self.key))
         option = typer.Option(
-            f"{switch}/--no-{switch[2:]}" if kind is bool else switch,
-            help=self.field.description,
-            min=self._bound("ge"),
-            max=self._bound("le"),
+            flag(self.key),
+            metavar=_metavar(kind),
+            help=self._help(),
+            show_default=False,
             rich_help_panel=self.panel,
         )
-        required = default is PydanticUndefined
-        yield _keyword(self.name, kind, option, None if required else default)
-        for alias in self.published:
+        default = None if self.field.is_required() else self.field.default
+        yield _keyword(self.name, kind, option, default)
+        for alias in self.aliases:
             hidden = typer.Option(flag((alias.name,)), hidden=True)
             if alias.is_flag:
-                yield _keyword(f"published_{alias.name}", bool, hidden, False)
+                yield _keyword(f"alias_{alias.name}", bool, hidden, False)
             else:
-                yield _keyword(f"published_{alias.name}", kind | None, hidden, None)
+                yield _keyword(f"alias_{alias.name}", kind | None, hidden, None)
 
-    def _bound(self, name: str) -> float | None:
-        return next((getattr(m, name) for m in self.field.metadata if hasattr(m, name)), None)
+    def _help(self) -> str:
+        """Help text, then default and range, dim, on the same line (Typer gives them their own)."""
+        facts = ", ".join(self._facts())
+        return rf"{self.text} [dim]\[{facts}][/dim]" if facts else self.text
+
+    def _facts(self) -> Iterator[str]:
+        default = self.field.default
+        if self.field.is_required():
+            yield "required"
+        elif isinstance(default, bool):
+            yield f"default: {'--' if default else '--no-'}{flag(self.key)[2:]}"
+        elif isinstance(default, tuple):
+            yield f"default: {' '.join(map(str, default))}"
+        elif isinstance(default, float):
+            yield f"default: {default:g}"
+        elif default not in (None, ""):
+            yield f"default: {default}"
+        for name, sign in BOUNDS.items():
+            for item in self.field.metadata:
+                if hasattr(item, name):
+                    yield f"{sign} {getattr(item, name):g}"
 
 
 def settings(model: type[Config], key: Key = (), panel: str | None = None) -> Iterator[Setting]:
-    """Walk the leaves that options can set."""
+    """Walk the leaves that options can set.
+
+    Args:
+        model: Config whose leaves are wanted.
+        key: Where the config is in the whole tree.
+        panel: Heading of its options in the help page.
+    """
+    texts, nested = model.help_texts(), dict(sections(model))
     for name, field in model.model_fields.items():
         if FILE_ONLY in field.metadata:
             continue
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            doc = (inspect.getdoc(field.annotation) or "").splitlines()[0].rstrip(".")
-            yield from settings(field.annotation, (*key, name), doc)
+        if name in nested:
+            heading = (inspect.getdoc(nested[name]) or "").splitlines()[0].rstrip(".")
+            yield from settings(nested[name], (*key, name), heading)
         else:
-            yield Setting((*key, name), field, panel)
+            yield Setting((*key, name), field, texts[name], panel)
 
 
 def obsolete(model: type[Config]) -> dict[str, Obsolete]:
     """Published options of a config tree that no longer mean anything."""
     found = dict(model.OBSOLETE)
-    for field in model.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            found |= obsolete(field.annotation)
+    for _, section in sections(model):
+        found |= obsolete(section)
     return found
 
 
@@ -131,7 +175,7 @@ def configured(
             for p in signature.parameters.values()
             if isinstance(p.annotation, type) and issubclass(p.annotation, Config)
         ]
-        leaves = list(settings(model))
+        leaves = sorted(settings(model), key=lambda leaf: not leaf.field.is_required())
         names = [leaf.name for leaf in leaves]
         assert len(names) == len(set(names)), f"{model.__name__}: a leaf name is used twice"
         ignored = obsolete(model)
@@ -139,18 +183,21 @@ def configured(
 
         @functools.wraps(command)
         def run(context: typer.Context, **values: Any) -> None:
-            layers = []
-            if resume := values.get("resume"):
-                layers.append(read_layer(resume / "config.yaml"))
-            if preset := values.get("preset"):
-                layers.append(read_preset(presets, preset))
-            if file := values["config_file"]:
-                layers.append(read_layer(file))
-            layers.append(_typed_layer(context, leaves, values))
             for name, item in ignored.items():
-                if _typed(context, f"published_{name}"):
+                if _typed(context, f"alias_{name}"):
                     console.note(f"{flag((name,))} has no effect: {item.note}")
-            config = resolve(model, layers)
+            layers = []
+            try:
+                if resume := values.get("resume"):
+                    layers.append(_run_layer(resume))
+                if preset := values.get("preset"):
+                    layers.append(read_preset(presets, preset))
+                if file := values["config_file"]:
+                    layers.append(read_layer(file))
+                layers.append(_typed_layer(context, leaves, values))
+                config = resolve(model, layers)
+            except ConfigError as error:
+                raise UsageError(error.message, error.hint) from error
             command(**{name: values[name] for name in own}, **{slot: config})
 
         parameters = [
@@ -164,14 +211,30 @@ def configured(
         ]
         if presets:
             choice = Literal.__getitem__(preset_names(presets))
-            option = typer.Option("--preset", help="Settings for a purpose; options override them.")
+            option = typer.Option(
+                "--preset",
+                help="Ready-made settings, tiny for a first try on a CPU; file and options win.",
+            )
             parameters.append(_keyword("preset", choice, option, None))
+        # Typer keeps the line breaks of all paragraphs but the first.
+        paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+        run.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # Typer reads it
             [p for p in parameters if p.name != slot]
         )
         return run
 
     return decorate
+
+
+def _run_layer(run: Path) -> Layer:
+    """The settings of a run that is to be continued."""
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(
+            f"{run} is no run folder: it has no config.yaml",
+            "--resume takes the folder that an earlier training wrote, its --out",
+        )
+    return read_layer(run / "config.yaml")
 
 
 def _typed_layer(context: typer.Context, leaves: list[Setting], values: dict[str, Any]) -> Layer:
@@ -182,8 +245,8 @@ def _typed_layer(context: typer.Context, leaves: list[Setting], values: dict[str
         given: list[tuple[str, Any]] = []
         if _typed(context, leaf.name):
             given.append((flag(leaf.key), values[leaf.name]))
-        for alias in leaf.published:
-            if _typed(context, name := f"published_{alias.name}"):
+        for alias in leaf.aliases:
+            if _typed(context, name := f"alias_{alias.name}"):
                 value = values[name] if alias.value is UNSET else alias.value
                 given.append((flag((alias.name,)), value))
         if len(given) > 1:
@@ -209,8 +272,17 @@ def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Paramet
     )
 
 
+def _metavar(kind: Any) -> str | None:
+    """What stands beside an option in the help page: nothing for a switch, else its type."""
+    if kind is bool:
+        return ""
+    if get_origin(kind) is tuple:
+        return f"<{' '.join(part.__name__ for part in get_args(kind))}>"
+    return None
+
+
 def _obsolete_parameter(name: str, item: Obsolete) -> inspect.Parameter:
     option = typer.Option(flag((name,)), hidden=True)
     if item.is_flag:
-        return _keyword(f"published_{name}", bool, option, False)
-    return _keyword(f"published_{name}", str | None, option, None)
+        return _keyword(f"alias_{name}", bool, option, False)
+    return _keyword(f"alias_{name}", str | None, option, None)

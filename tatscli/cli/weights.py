@@ -9,7 +9,9 @@ from tatscli.cli.options import Json
 
 app = typer.Typer(no_args_is_help=True, help="Weights from elsewhere, pinned by checksum.")
 
-Name = Annotated[str, typer.Argument(help="Name of the file, as tats weights list shows it.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the file, as tats weights list shows it.")
+]
 
 
 @app.callback()

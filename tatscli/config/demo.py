@@ -15,4 +15,4 @@ class DemoConfig(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device; auto takes the first GPU, else the CPU."""
     quick: bool = False
-    """A tenth of the training: seconds instead of minutes, shapes hardly recognisable."""
+    """A twentieth of the training: seconds instead of minutes, shapes not recognisable."""

@@ -10,6 +10,13 @@ from tatscli.config.data import GPTDataConfig
 from tatscli.config.sample import DeviceConfig
 
 
+class EncodeDataConfig(GPTDataConfig):
+    """Data."""
+
+    data: Annotated[Path, Published("data_path")]
+    """Folder of videos or of frame folders; subfolders train and test (or val) are the splits."""
+
+
 class EncodeOptions(Config):
     """Encoding."""
 
@@ -28,9 +35,9 @@ class EncodeOptions(Config):
 class EncodeConfig(Config):
     """Everything that encoding needs."""
 
-    data: GPTDataConfig
+    data: EncodeDataConfig
     encode: EncodeOptions
-    compute: DeviceConfig = DeviceConfig()
+    compute: DeviceConfig = Field(default_factory=DeviceConfig)
 
 
 class DecodeOptions(Config):
@@ -51,5 +58,5 @@ class DecodeOptions(Config):
 class DecodeConfig(Config):
     """Everything that decoding needs."""
 
-    decode: DecodeOptions = DecodeOptions()
-    compute: DeviceConfig = DeviceConfig()
+    decode: DecodeOptions = Field(default_factory=DecodeOptions)
+    compute: DeviceConfig = Field(default_factory=DeviceConfig)

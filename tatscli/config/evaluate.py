@@ -37,5 +37,5 @@ class FVDOptions(Config):
 class FVDConfig(Config):
     """Everything that the Fréchet video distance needs."""
 
-    fvd: FVDOptions = FVDOptions()
-    compute: DeviceConfig = DeviceConfig()
+    fvd: FVDOptions = Field(default_factory=FVDOptions)
+    compute: DeviceConfig = Field(default_factory=DeviceConfig)

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -56,12 +56,17 @@ def read_layer(file: Path) -> Layer:
     Raises:
         ConfigError: The file cannot be read or is not a mapping.
     """
+    import yaml  # here and below, since neither help nor completion needs it
+
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}, line {mark.line + 1}," if mark else str(file)
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where} is not valid YAML: {reason}") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -82,6 +87,8 @@ def read_preset(kind: str, name: str) -> Layer:
 
 def dump(config: Config) -> str:
     """Every setting as YAML, defaults included, so that the text alone repeats the run."""
+    import yaml
+
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -90,6 +97,16 @@ def sections(model: type[Config]) -> Iterator[tuple[str, type[Config]]]:
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Config):
             yield name, info.annotation
+
+
+def leaves(model: type[Config], prefix: Key = ()) -> Iterator[Key]:
+    """The keys of all settings of a config, section by section."""
+    nested = dict(sections(model))
+    for name in model.model_fields:
+        if name in nested:
+            yield from leaves(nested[name], (*prefix, name))
+        else:
+            yield (*prefix, name)
 
 
 def flag(key: Key) -> str:
@@ -113,12 +130,12 @@ def _merge(model: type[Config], into: dict[str, Any], layer: Layer, prefix: Key)
             for name in group:
                 into.pop(name, None)
     for name, value in values.items():
-        if name in nested and isinstance(value, Mapping):
+        if name not in nested:
+            into[str(name)] = value
+        elif isinstance(value, Mapping):
             _merge(nested[name], into.setdefault(name, {}), layer, (*prefix, name))
-        elif name in nested and value is None:
-            continue
-        else:
-            into[name] = value
+        elif value is not None:
+            raise ConfigError(f"{layer.place}: {name} is a section of settings, got {value!r}")
 
 
 def _explain(model: type[Config], problem: ErrorDetails, layers: Sequence[Layer]) -> str:
@@ -129,7 +146,8 @@ def _explain(model: type[Config], problem: ErrorDetails, layers: Sequence[Layer]
         return f"{flag(key)} is required"
     place = _place(key, layers)
     if kind == "extra_forbidden":
-        return f"{place} is not a setting"
+        near = _nearest(model, key)
+        return f"{place or '.'.join(key)} is not a setting{near and f'; did you mean {near}?'}"
     got = "" if kind == "value_error" else f", got {problem['input']!r}"
     return f"{place}: {message}{got}" if place else f"{message}{got}"
 
@@ -142,10 +160,18 @@ def _place(key: Key, layers: Sequence[Layer]) -> str:
                 return typed
         values: Any = layer.values
         for name in key:
-            values = values.get(name) if isinstance(values, Mapping) else None
+            # Inside a list, such as the third of a triple, the whole list is the place.
+            values = values.get(name) if isinstance(values, Mapping) else values
         if values is not None and layer.place and not isinstance(values, Mapping):
             return f"{layer.place}: {'.'.join(key)}"
     return ""
+
+
+def _nearest(model: type[Config], key: Key) -> str:
+    """The setting that was probably meant: the same name elsewhere, else a similar one."""
+    known = {".".join(leaf): leaf[-1] for leaf in leaves(model)}
+    same = [path for path, name in known.items() if name == key[-1]]
+    return next(iter(same or get_close_matches(".".join(key), known, 1)), "")
 
 
 def _hint(error: ValidationError) -> str:

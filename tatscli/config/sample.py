@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tatscli.config.base import Config, Obsolete, Published
 
@@ -40,7 +40,7 @@ class SampleConfig(Config):
     """VQGAN, as a check; by default the one the GPT was trained with, which its file holds."""
     out: Annotated[Path, Published("save")] = Path("samples")
     """Folder under which the folder of the samples is made."""
-    name: Annotated[str, Published("save_name")] = Field("", pattern=r"^[^/\\]*$")
+    name: Annotated[str, Published("save_name")] = ""
     """Folder of the samples; by default short or long with seed and settings."""
     samples: Annotated[int, Published("n_sample")] = Field(16, ge=1)
     """Videos to sample."""
@@ -52,6 +52,13 @@ class SampleConfig(Config):
     """Seed; sample i depends on it and i alone."""
     lossless: bool = False
     """Also write each sample as lossless FFV1, for evaluation."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_name(cls, name: str) -> str:
+        if set(name) & set("/\\") or name in (".", ".."):
+            raise ValueError(f"the name of a folder, without a path (--out says where), got {name}")
+        return name
 
 
 class RealDataConfig(Config):
@@ -72,10 +79,10 @@ class RealDataConfig(Config):
 class SampleShortConfig(Config):
     """Everything that sampling one window needs."""
 
-    sample: SampleConfig = SampleConfig()
-    filter: FilterConfig = FilterConfig()
-    real: RealDataConfig = RealDataConfig()
-    compute: DeviceConfig = DeviceConfig()
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+    filter: FilterConfig = Field(default_factory=FilterConfig)
+    real: RealDataConfig = Field(default_factory=RealDataConfig)
+    compute: DeviceConfig = Field(default_factory=DeviceConfig)
 
 
 class WindowConfig(Config):
@@ -84,11 +91,11 @@ class WindowConfig(Config):
     ALTERNATIVES: ClassVar = (("length", "frames"),)
 
     length: Annotated[int, Published("sample_length")] = Field(16, ge=1)
-    """Latent frames of each sample."""
+    """Length of each sample in latent frames, each of which the VQGAN turns into several frames."""
     frames: int = Field(0, ge=0)
-    """Length in frames instead; 0 = not used."""
+    """Length of each sample in frames instead; 0 = not used."""
     temporal_sample_pos: int = Field(1, ge=1)
-    """Latent frames before it that each new latent frame is generated from."""
+    """Latent frames that each new one is generated from; fewer than a training clip has."""
     sample_resolution: int = Field(0, ge=0)
     """Latent side, as a check; 0 takes that of training."""
 
@@ -96,8 +103,8 @@ class WindowConfig(Config):
 class SampleLongConfig(Config):
     """Everything that sampling long videos needs."""
 
-    sample: SampleConfig = SampleConfig()
-    window: WindowConfig = WindowConfig()
-    filter: FilterConfig = FilterConfig()
-    real: RealDataConfig = RealDataConfig()
-    compute: DeviceConfig = DeviceConfig()
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+    window: WindowConfig = Field(default_factory=WindowConfig)
+    filter: FilterConfig = Field(default_factory=FilterConfig)
+    real: RealDataConfig = Field(default_factory=RealDataConfig)
+    compute: DeviceConfig = Field(default_factory=DeviceConfig)

@@ -98,6 +98,13 @@ class LoopConfig(Config):
         return int(self.val_check_interval)
 
 
+class GPTLoopConfig(LoopConfig):
+    """Training."""
+
+    batch_size: int = Field(3, ge=1)
+    """Clips a device takes at once."""
+
+
 class ComputeConfig(Config):
     """Machine."""
 
@@ -121,11 +128,11 @@ class VQGANTrainConfig(Config):
     """Everything a VQGAN run needs."""
 
     data: DataConfig
-    model: VQGANConfig = VQGANConfig()
-    loss: VQGANLossConfig = VQGANLossConfig()
-    optim: VQGANOptimConfig = VQGANOptimConfig()
-    train: LoopConfig = LoopConfig()
-    compute: ComputeConfig = ComputeConfig()
+    model: VQGANConfig = Field(default_factory=VQGANConfig)
+    loss: VQGANLossConfig = Field(default_factory=VQGANLossConfig)
+    optim: VQGANOptimConfig = Field(default_factory=VQGANOptimConfig)
+    train: LoopConfig = Field(default_factory=LoopConfig)
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
 
     @model_validator(mode="after")
     def _clip_fits_downsampling(self) -> "VQGANTrainConfig":
@@ -139,7 +146,7 @@ class GPTTrainConfig(Config):
     data: GPTDataConfig
     vqgan: Annotated[Path | None, Published("vqvae")] = None
     """VQGAN run folder, checkpoint or published file; a token dataset brings its own."""
-    model: GPTOptions = GPTOptions()
-    optim: GPTOptimConfig = GPTOptimConfig()
-    train: LoopConfig = LoopConfig(batch_size=3)
-    compute: ComputeConfig = ComputeConfig()
+    model: GPTOptions = Field(default_factory=GPTOptions)
+    optim: GPTOptimConfig = Field(default_factory=GPTOptimConfig)
+    train: GPTLoopConfig = Field(default_factory=GPTLoopConfig)
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)

@@ -8,7 +8,8 @@ sampling needs no second file. Published TATS checkpoints enter through ``core.o
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def read_vqgan(path: Path) -> TrainedVQGAN:
     file = find_checkpoint(path)
     checkpoint = read_original(file)
     if is_original(checkpoint):
-        found = original_vqgan(checkpoint)
+        with _naming(file):
+            found = original_vqgan(checkpoint)
         return _trained_vqgan(found.config, found.clip, 0.0, found.state, found.step, file)
     header = _header(checkpoint, file)
     step = header["step"]
@@ -117,7 +119,8 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
     checkpoint = read_original(file)
     given = read_vqgan(vqgan) if vqgan else None
     if is_original(checkpoint):
-        found = original_gpt(checkpoint, given.model.config if given else None)
+        with _naming(file):
+            found = original_gpt(checkpoint, given.model.config if given else None)
         inside = _trained_vqgan(
             found.vqgan.config, found.vqgan.clip, 0.0, found.vqgan.state, found.step, file
         )
@@ -206,8 +209,11 @@ def save_atomically(checkpoint: Mapping[str, Any], file: Path) -> None:
         # torch reports a full disk as a RuntimeError about positions in the file.
         if name:
             Path(name).unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else _disk_state(file, error)
-        raise CheckpointError(f"cannot write {file}: {reason}", "free some space") from error
+        known = isinstance(error, OSError) and error.strerror
+        reason = known or _disk_state(file, error)
+        raise CheckpointError(
+            f"cannot write {file}: {reason}", "look at the free space and the rights there"
+        ) from error
     except BaseException:
         if name:
             Path(name).unlink(missing_ok=True)
@@ -232,6 +238,15 @@ def find_checkpoint(path: Path) -> Path:
         f"{path} holds no checkpoint (looked for {', '.join(names)})",
         "give a run folder that has saved at least once, or a checkpoint file",
     )
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Name the file in errors that know its content only."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error.message}", error.hint) from error
 
 
 def _header(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _COLOURS = (
     (60, 220, 220),
 )
 _SUFFIX: dict[Codec, str] = {"h264": ".mp4", "mpeg4": ".mp4", "vp9": ".webm", "ffv1": ".mkv"}
-_RADIUS = 0.21  # of the frame's side
+_RADIUS = 0.3  # of the frame's side: large enough to be recognised in 32 pixels
 _REACH = 1.2  # radii from the centre to the farthest tip; walls are there for all shapes
 _FINE = 8  # pixels across which a pixel's coverage is averaged
 
@@ -60,7 +60,7 @@ def shape_clip(shape: str, size: int, frames: int, rng: np.random.Generator) -> 
         shape: One of `SHAPES`.
         size: Side of the frames in pixels.
         frames: Frames of the clip.
-        rng: Gives the start, the direction and the speed (1.5 to 3 pixels a frame at size 32).
+        rng: Gives the start, the direction and the speed (0.75 to 1.5 pixels a frame at size 32).
 
     Returns:
         The clip, uint8 (frames, size, size, 3).
@@ -68,7 +68,7 @@ def shape_clip(shape: str, size: int, frames: int, rng: np.random.Generator) -> 
     radius = _RADIUS * size
     low, high = _REACH * radius, size - _REACH * radius
     start = rng.uniform(low, high, 2)
-    angle, speed = rng.uniform(0, 2 * math.pi), rng.uniform(1.5, 3) * size / 32
+    angle, speed = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.5) * size / 32
     velocity = speed * np.array([math.cos(angle), math.sin(angle)])
     background = _background(size)
     colour = np.array(_COLOURS[SHAPES.index(shape)], np.float64)

@@ -48,9 +48,12 @@ class Checkpoints(Callback):
         self._saved_step = -1
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save ``last`` at every N-th step and at the final one."""
-        step = trainer.global_step
-        if step % self._every == 0 or step == trainer.max_steps:
+        """Save ``last`` at every N-th step and at the final one.
+
+        Where the step is validated too, that is waited for: the file is to know the best value.
+        """
+        validates = trainer.global_step % int(trainer.val_check_batch or 1) == 0
+        if self._due(trainer) and not validates:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
@@ -60,12 +63,16 @@ class Checkpoints(Callback):
             trainer.save_checkpoint(self.last)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save ``best`` where the figure improved."""
-        value = trainer.callback_metrics.get(self._monitor)
-        if trainer.sanity_checking or value is None or not float(value) < self._best_value:
-            return
-        self._best_value = float(value)
-        trainer.save_checkpoint(self.best)
+        """Save ``best`` where the figure improved, and ``last`` where it is due."""
+        value = float(trainer.callback_metrics[self._monitor])
+        if value < self._best_value:
+            self._best_value = value
+            trainer.save_checkpoint(self.best)
+        if self._due(trainer) or self._saved_step == trainer.global_step:
+            trainer.save_checkpoint(self.last)
+
+    def _due(self, trainer: Trainer) -> bool:
+        return trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""
@@ -132,10 +139,18 @@ class GracefulStop(Callback):
         if trainer.strategy.reduce_boolean_decision(self.signal != 0, all=False):
             self.signal = self.signal or signal.SIGTERM
             self._checkpoints.save(trainer)
-            trainer.should_stop = True
+            # With should_stop, Lightning would validate first, at a step of no validation.
+            trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back, before Lightning does; later it would keep SIGTERM for ever."""
+        self._release()
+
+    def on_exception(self, *_: Any) -> None:
+        """Give the signals back after an error, too."""
+        self._release()
+
+    def _release(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -220,13 +235,19 @@ class MetricsFile(Logger):
                 if name != "epoch":
                     stream.write(f"{step},{name},{float(value):.8g}\n")
 
+    @rank_zero_only
     def forget_after(self, step: int) -> None:
-        """Drop what a run had logged beyond the step it continues from."""
+        """Drop what a run had logged beyond the step it continues from.
+
+        Also a last line that was cut off when the run was killed.
+        """
         if not self._file.exists():
             return
-        head, *lines = self._file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if int(line.split(",", 1)[0]) < step]
-        self._file.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
+        lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [s for s in lines[1:] if s.endswith("\n") and int(s.split(",", 1)[0]) < step]
+        aside = self._file.with_name(f".{self._file.name}.tmp")
+        aside.write_text("".join(["step,metric,value\n", *kept]), encoding="utf-8")
+        aside.replace(self._file)
 
 
 def _random_state() -> dict[str, Tensor]:

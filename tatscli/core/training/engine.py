@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from tatscli.config.train import ComputeConfig, LoopConfig
 from tatscli.core.data.clips import ConsumedBatchSampler
+from tatscli.core.original import read_original
 from tatscli.core.training.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -88,6 +89,13 @@ class Outcome:
     figures: dict[str, float]
 
 
+class _RunSampler(ConsumedBatchSampler):
+    """Tells the length of the whole run: Lightning counts the batches before a resumption too."""
+
+    def __len__(self) -> int:
+        return self.total_steps
+
+
 class ClipData(lightning.LightningDataModule):
     """Loaders of a run; built after the step to continue from is known."""
 
@@ -99,7 +107,7 @@ class ClipData(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of one optimiser step each, for the rest of the run."""
         assert self.trainer is not None
-        sampler = ConsumedBatchSampler(
+        sampler = _RunSampler(
             slots=self._clips.slots,
             seed=self._loop.seed,
             batch_size=self._loop.batch_size * self._loop.accumulate,
@@ -114,7 +122,9 @@ class ClipData(lightning.LightningDataModule):
         """This rank's share of the validation clips."""
         assert self.trainer is not None
         held = self._clips.validation
-        share = range(self.trainer.global_rank, len(held), self.trainer.world_size)  # type: ignore[arg-type]
+        rank, count = self.trainer.global_rank, len(held)  # type: ignore[arg-type]
+        # A rank with nothing to validate would leave the others waiting for its figures.
+        share = range(rank, count, self.trainer.world_size) or [rank % count]
         return DataLoader(
             Subset(held, list(share)),
             batch_size=self._loop.batch_size,
@@ -124,6 +134,8 @@ class ClipData(lightning.LightningDataModule):
     def _reading(self, workers: int) -> dict[str, Any]:
         return {
             "num_workers": workers,
+            # Else each new iterator, that of validation too, would draw a number of training's.
+            "generator": torch.Generator().manual_seed(self._loop.seed),
             "persistent_workers": workers > 0,
             "pin_memory": self._placement.accelerator == "cuda",
         }
@@ -182,10 +194,6 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoints", loop.checkpoint_every, monitor)
     stop = GracefulStop(checkpoints)
     metrics = MetricsFile(folder / "metrics.csv")
-    if resume and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        state = torch.load(resume, map_location="cpu", weights_only=True, mmap=True)
-        metrics.forget_after(state["global_step"])
-        del state
     _quieten()
     trainer = lightning.Trainer(
         accelerator=placement.accelerator,
@@ -196,9 +204,7 @@ def fit(
         max_steps=loop.max_steps,
         max_epochs=-1,
         # A run shorter than the interval is validated at its end.
-        val_check_interval=min(
-            loop.val_steps(epoch_steps(clips, loop, placement)), loop.max_steps
-        ),
+        val_check_interval=min(loop.val_steps(epoch_steps(clips, loop, placement)), loop.max_steps),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=min(loop.log_every, loop.max_steps),
@@ -221,9 +227,14 @@ def fit(
             stop,
         ],
     )
+    if resume:
+        metrics.forget_after(read_original(resume)["global_step"])
     workers = choose_workers(placement.accelerator, compute.workers, placement.processes)
     data = ClipData(clips, loop, placement, workers)
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of a second Ctrl-C
+        raise KeyboardInterrupt from error
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return Outcome(trainer.global_step, stop.signal, values)
 
@@ -251,5 +262,7 @@ def _quieten() -> None:
         ".*GPU available but not used.*",
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*`broadcast_buffers` is deprecated.*",
+        ".*Grad strides do not match bucket view strides.*",
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -74,27 +74,35 @@ class GPTTraining(Stage):
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=ADAM_BETAS)
         return [optimizer], [self.schedule(optimizer)]
 
+    def on_train_start(self) -> None:
+        """Let a changed weight decay take effect on a run that goes on, as the learning rate."""
+        super().on_train_start()
+        [optimizer] = self.optimizer_list()
+        decayed, _ = optimizer.param_groups
+        decayed["weight_decay"] = self.config.optim.weight_decay
+
     def training_step(self, batch: Clip | TokenClip, batch_index: int) -> None:
         """One step, over the parts of the batch."""
         [optimizer], [schedule] = self.optimizer_list(), self.scheduler_list()
         clips, labels = cast(tuple[Tensor, Tensor], batch)
         parts = list(zip(self.parts(clips), self.parts(labels), strict=True))
+        losses = []
         for i, (some_clips, some_labels) in enumerate(parts):
             with optimizer.toggle_model(sync_grad=i == len(parts) - 1):
                 loss = self._loss(some_clips, some_labels)
                 self.must_be_finite({"loss": loss})
                 self.manual_backward(loss / len(parts))
-            self.log("train/loss", loss.detach(), batch_size=len(some_clips))
+            losses.append({"loss": loss})
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        self.log_mean(losses)
         self.log("train/learning_rate", schedule.get_last_lr()[0])
 
     def validation_step(self, batch: Clip | TokenClip, batch_index: int) -> None:
         """Loss on fixed clips."""
         clips, labels = cast(tuple[Tensor, Tensor], batch)
-        loss = self._loss(clips, labels)
-        self.log("val/loss", loss, batch_size=len(clips), sync_dist=True)
+        self.add_validated({"loss": self._loss(clips, labels)}, len(clips))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the file is."""

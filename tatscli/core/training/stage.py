@@ -6,12 +6,14 @@ manual, so clipping, schedules and the count of steps are ours to keep right.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -23,7 +25,7 @@ FINAL_RATE = 0.1
 
 
 class Stage(LightningModule):
-    """Base of the two training modules: schedule, clipping, guard against non-finite losses.
+    """Base of the two training modules: schedule, clipping, guard against numbers that are none.
 
     Args:
         optim: Schedule and clipping.
@@ -35,6 +37,7 @@ class Stage(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self._optim, self._loop, self.learning_rate = optim, loop, learning_rate
+        self._validated: dict[str, Tensor] = {}
 
     def schedule(self, optimizer: Optimizer, offset: int = 0) -> LambdaLR:
         """Warm-up, then the chosen course of the rate.
@@ -67,9 +70,10 @@ class Stage(LightningModule):
                 group["lr"] = rate
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradient; here it is already unscaled and still whole."""
-        if self._optim.grad_clip:
-            self.clip_gradients(optimizer, self._optim.grad_clip, "norm")
+        """Clip the gradient, the sum of all parts, and let none through that is not finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = clip_grad_norm_(parameters, self._optim.grad_clip or math.inf)
+        self.must_be_finite({"gradient norm": norm})
 
     def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         """The batch in as many equal parts as are accumulated."""
@@ -85,8 +89,34 @@ class Stage(LightningModule):
         found = self.lr_schedulers()
         return cast(list[LambdaLR], found if isinstance(found, list) else [found])
 
-    def must_be_finite(self, losses: dict[str, Tensor]) -> None:
-        """Stop the run where a loss is not a number any more.
+    def log_mean(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Log each figure of a step, averaged over the parts of its batch."""
+        for name in parts[0]:
+            mean = torch.stack([part[name].detach() for part in parts]).mean()
+            self.log(f"train/{name}", mean)
+
+    def add_validated(self, figures: Mapping[str, Tensor], clips: int) -> None:
+        """Count the mean figures of some validation clips into those of all."""
+        for name, mean in {"clips": torch.ones((), device=self.device), **figures}.items():
+            total = mean.detach().float() * clips
+            self._validated[name] = (
+                self._validated[name] + total if name in self._validated else total
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the clips of all processes.
+
+        Lightning's own are wrong where processes have different numbers of clips: it averages the
+        numbers as integers.
+        """
+        names, totals = zip(*self._validated.items(), strict=True)
+        clips, *sums = self.trainer.strategy.reduce(torch.stack(totals), reduce_op="sum")
+        for name, total in zip(names[1:], sums, strict=True):
+            self.log(f"val/{name}", total / clips, sync_dist=True)
+        self._validated = {}
+
+    def must_be_finite(self, losses: Mapping[str, Tensor]) -> None:
+        """Stop the run where a loss is not a number any more, before it reaches the weights.
 
         Raises:
             RunError: With the step and the term.

@@ -93,18 +93,20 @@ class VQGANTraining(Stage):
         gan_weight = ramp(step, loss.disc_start, loss.disc_ramp) if loss.has_discriminators else 0.0
         parts = self.parts(batch.video.contiguous(memory_format=torch.channels_last_3d))
         made: list[tuple[Seen, Seen]] = []
+        figures = []
         for i, video in enumerate(parts):
             with optimizers[0].toggle_model(sync_grad=i == len(parts) - 1):
-                real, fake, losses = self._generator_losses(video, gan_weight)
+                real, fake, losses, perplexity = self._generator_losses(video, gan_weight)
                 total = torch.stack(list(losses.values())).sum()
                 self.must_be_finite(losses)
                 self.manual_backward(total / len(parts))
             made.append((real, Seen(fake.video.detach(), fake.frames.detach())))
-            self._log_losses(losses, len(video))
+            figures.append(losses | {"perplexity": perplexity})
         optimizers[0].step()
         optimizers[0].zero_grad()
         schedules[0].step()
         self.vqgan.codebook.update()
+        self.log_mean(figures)
         self.log("train/learning_rate", schedules[0].get_last_lr()[0])
         if loss.has_discriminators and step >= self._disc_learns_from:
             self._train_discriminators(optimizers[1], made)
@@ -115,21 +117,23 @@ class VQGANTraining(Stage):
         video, loss = batch.video, self.config.loss
         found = self.vqgan(video)
         l1 = F.l1_loss(found.video, video)
+        figures = {"l1": l1, "psnr": psnr(video, found.video).mean()}
         total = loss.l1_weight * l1
-        size = len(video)
         if loss.perceptual_weight:
-            middle = torch.full((size,), video.shape[2] // 2, device=video.device)
+            middle = torch.full((len(video),), video.shape[2] // 2, device=video.device)
             distance = self._perceived(pick_frames(video, middle), pick_frames(found.video, middle))
             total = total + loss.perceptual_weight * distance
-            self.log("val/perceptual", distance, batch_size=size, sync_dist=True)
+            figures["perceptual"] = distance
         self._used_codes[found.codes.flatten().cpu()] = True
-        self.log("val/l1", l1, batch_size=size, sync_dist=True)
-        self.log("val/psnr", psnr(video, found.video).mean(), batch_size=size, sync_dist=True)
-        self.log("val/loss", total, batch_size=size, sync_dist=True)
+        self.add_validated(figures | {"loss": total}, len(video))
 
     def on_validation_epoch_end(self) -> None:
-        """Count the codes that the validation clips used."""
-        self.log("val/codes_used", float(self._used_codes.sum()), sync_dist=True)
+        """Log the figures, and how many codes the validation clips used in all processes."""
+        super().on_validation_epoch_end()
+        used = self.trainer.strategy.reduce(
+            self._used_codes.float().to(self.device), reduce_op="sum"
+        )
+        self.log("val/codes_used", used.count_nonzero().float(), sync_dist=True)
         self._used_codes.zero_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -148,8 +152,8 @@ class VQGANTraining(Stage):
 
     def _generator_losses(
         self, video: Tensor, gan_weight: float
-    ) -> tuple[Seen, Seen, dict[str, Tensor]]:
-        """Weighted losses of the generator, and what the discriminators will be shown."""
+    ) -> tuple[Seen, Seen, dict[str, Tensor], Tensor]:
+        """What the discriminators will be shown, weighted losses, perplexity of the codes."""
         loss = self.config.loss
         found = self.vqgan(video)
         index = torch.randint(video.shape[2], (len(video),), device=video.device)
@@ -171,27 +175,27 @@ class VQGANTraining(Stage):
                         target = judge(seen_real).features
                     matching = feature_matching(target, judged.features)
                     losses[f"features_{name}"] = gan_weight * loss.gan_feat_weight * matching
-        self.log("train/perplexity", found.perplexity, batch_size=len(video))
-        return real, fake, losses
+        return real, fake, losses, found.perplexity
 
     def _train_discriminators(
         self, optimizer: LightningOptimizer, made: list[tuple[Seen, Seen]]
     ) -> None:
+        figures = []
         for i, (real, fake) in enumerate(made):
             with optimizer.toggle_model(sync_grad=i == len(made) - 1):
-                losses = {}
+                losses, rights = {}, {}
                 for name, judge, weight, seen_real, seen_fake in self._judged(real, fake):
                     logits_real, logits_fake = judge(seen_real).logits, judge(seen_fake).logits
                     losses[f"disc_{name}"] = weight * self._disc_loss(logits_real, logits_fake)
-                    right = 0.5 * (
+                    rights[f"disc_{name}_right"] = 0.5 * (
                         (logits_real > 0).float().mean() + (logits_fake < 0).float().mean()
                     )
-                    self.log(f"train/disc_{name}_right", right, batch_size=len(real.video))
                 self.must_be_finite(losses)
                 self.manual_backward(torch.stack(list(losses.values())).sum() / len(made))
-            self._log_losses(losses, len(real.video))
+            figures.append(losses | rights)
         optimizer.step()
         optimizer.zero_grad()
+        self.log_mean(figures)
 
     def _judged(
         self, real: Seen, fake: Seen
@@ -211,9 +215,6 @@ class VQGANTraining(Stage):
         assert network is not None, "a perceptual weight needs the perceptual network"
         distance: Tensor = network(fake, real)
         return distance.mean()
-
-    def _log_losses(self, losses: dict[str, Tensor], size: int) -> None:
-        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=size)
 
     def _count_only(self, optimizers: list[LightningOptimizer]) -> None:
         """Let ``global_step`` count the generator alone.

@@ -7,7 +7,7 @@ import pytest
 from tatscli.config.synth import SynthConfig
 from tatscli.core.data.index import build_index
 from tatscli.core.data.synth import SHAPES, shape_clip, write_dataset
-from tatscli.core.data.video import Frames, read_frames
+from tatscli.core.data.video import Frames, probe, read_frames
 from tatscli.errors import DataError
 
 
@@ -48,7 +48,8 @@ def test_files_show_what_was_drawn(
     read = read_frames(tmp_path / "d" / entry.path, entry.info, range(4))
     drawn = shape_clip("circle", 64, 4, np.random.default_rng([0, False, 0, 0]))
     error = np.abs(read.astype(int) - drawn).mean()
-    assert error == 0 if codec == "ffv1" else error < 3
+    # Chroma is halved, so the error grows with the outline of the shape.
+    assert error == 0 if codec == "ffv1" else error < 4.3
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -60,11 +61,11 @@ def test_shapes_are_large_stay_inside_and_move_steadily(shape: str, size: int) -
         rows, columns = np.nonzero(frame)
         centres.append((rows.mean(), columns.mean()))
         extents.append((np.ptp(rows) + 1, np.ptp(columns) + 1))
-    assert 0.36 * size < np.min(extents) <= np.max(extents) < 0.52 * size
+    assert 0.5 * size < np.min(extents) <= np.max(extents) < 0.72 * size
     assert np.ptp(extents, axis=0).max() <= 2  # nothing is cut off at the walls
     steps = np.linalg.norm(np.diff(centres, axis=0), axis=1) * 32 / size
     assert np.median(steps) == pytest.approx(np.quantile(steps, 0.7), abs=0.15)
-    assert 1.4 < np.median(steps) < 3.1
+    assert 0.7 < np.median(steps) < 1.6
 
 
 def test_shapes_differ_in_colour_and_form_on_the_same_background() -> None:
@@ -80,11 +81,20 @@ def test_shapes_differ_in_colour_and_form_on_the_same_background() -> None:
 
 def test_the_seed_decides_and_more_videos_keep_the_earlier_ones(tmp_path: Path) -> None:
     def first(name: str, train_videos: int, seed: int) -> bytes:
-        config = SynthConfig(
-            train_videos=train_videos, test_videos=0, classes=1, video_frames=3, seed=seed
+        # Lossless, so that what is compared is what was drawn and not what an encoder made of it.
+        config = SynthConfig.model_validate(
+            {
+                "train_videos": train_videos,
+                "test_videos": 0,
+                "classes": 1,
+                "video_frames": 3,
+                "seed": seed,
+                "codec": "ffv1",
+            }
         )
         write_dataset(tmp_path / name, config)
-        return (tmp_path / name / "train" / "circle" / "000.mp4").read_bytes()
+        path = tmp_path / name / "train" / "circle" / "000.mkv"
+        return read_frames(path, probe(path), range(3)).tobytes()
 
     assert first("a", 1, seed=1) == first("b", 3, seed=1) != first("c", 1, seed=2)
 

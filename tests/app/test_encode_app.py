@@ -1,0 +1,163 @@
+"""Encoding a dataset, interrupted and continued; decoding it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_app import Notes, encode_config, gpt_config
+
+from tatscli.app import encode as module
+from tatscli.app.data import VideoClips, open_videos
+from tatscli.app.encode import decode, encode
+from tatscli.app.reporting import Silent
+from tatscli.app.train import train_gpt
+from tatscli.config.encode import DecodeConfig
+from tatscli.core.checkpoint import read_vqgan
+from tatscli.core.data import tokens as token_files
+from tatscli.core.data.tokens import TokenDataset, read_manifest
+from tatscli.core.data.video import probe, read_frames, to_uint8
+from tatscli.errors import DataError
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def clips(data: Path, vqgan: Path) -> VideoClips:
+    return open_videos(data, read_vqgan(vqgan).clip, False, Silent())
+
+
+def test_tokens_are_the_codes_of_every_clip(tokens: Path, data: Path, vqgan_run: Path) -> None:
+    model = read_vqgan(vqgan_run).model
+    held = TokenDataset(tokens, "train")
+    expected = clips(data, vqgan_run).every("train", 4)
+    assert len(held) == len(expected) == 12  # 4 videos of 12 frames
+    for number in range(len(held)):
+        clip = expected[number]
+        assert torch.equal(held[number].tokens, model.encode(clip.video[None])[0])
+        assert held[number].label == clip.label
+    manifest = read_manifest(tokens)
+    assert manifest.fingerprint == model.fingerprint()
+    assert manifest.classes == ("circle", "square")
+    assert read_vqgan(tokens).model.fingerprint() == model.fingerprint()
+
+
+def test_the_result_counts(data: Path, vqgan_run: Path, tmp_path: Path) -> None:
+    config = encode_config(data, tmp_path / "t", vqgan_run, encode={"stride": 2})
+    result = encode(config)
+    assert (result.training_clips, result.validation_clips) == (4 * 5, 2 * 5)
+    assert (result.grid, result.codes, result.skipped) == ((2, 2, 2), 16, [])
+    held = TokenDataset(tmp_path / "t", "train")
+    used = {int(c) for n in range(len(held)) for c in held[n].tokens.flatten()}
+    assert result.codes_used == len(used)
+
+
+def test_an_interrupted_encoding_goes_on_to_the_same_files(
+    data: Path, vqgan_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_files, "_LEAST_CLIPS", 5)  # several shards
+    whole = encode(encode_config(data, tmp_path / "whole", vqgan_run)).folder
+    written: list[str] = []
+    original = module._encode_unit
+
+    def dies(writer: Any, unit: Any, *rest: Any) -> int:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(unit.name)
+        return original(writer, unit, *rest)
+
+    monkeypatch.setattr(module, "_encode_unit", dies)
+    config = encode_config(data, tmp_path / "parts", vqgan_run)
+    with pytest.raises(KeyboardInterrupt):
+        encode(config)
+    with pytest.raises(DataError, match="incomplete, 2 of 5 shards") as caught:
+        train_gpt(gpt_config(tmp_path / "parts", tmp_path / "run"))
+    assert "tats encode" in caught.value.hint
+    monkeypatch.setattr(module, "_encode_unit", original)
+    notes = Notes()
+    encode(config, notes)
+    assert any("2 shards are there already" in note for note in notes.notes)
+    found, expected = contents(tmp_path / "parts"), contents(whole)
+    assert list(found) == list(expected)
+    for name in expected:
+        assert found[name] == expected[name] or name == "vqgan.ckpt", name
+    encode(config)  # once more changes nothing
+    assert contents(tmp_path / "parts") == found
+
+
+def test_a_corrupt_video_is_named_and_left_out(data: Path, vqgan_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    (folder / "train" / "circle" / "text.mp4").write_text("no video")
+    content = bytearray(next((folder / "train" / "circle").glob("*.mp4")).read_bytes())
+    start = content.index(b"mdat") + 4
+    end = start + int.from_bytes(content[start - 8 : start - 4], "big") - 8
+    first = start + (end - start) * 3 // 4
+    content[first:end] = b"\x5a" * (end - first)
+    (folder / "train" / "circle" / "zz-broken.mp4").write_bytes(content)
+    notes = Notes()
+    result = encode(encode_config(folder, tmp_path / "tokens", vqgan_run), notes)
+    assert result.training_clips == 12
+    named = "\n".join(result.skipped)
+    assert "train/circle/text.mp4" in named
+    assert named.count("zz-broken.mp4: ") == 3  # of its clips
+    assert any("text.mp4" in warning for warning in notes.warnings)
+    strict = encode_config(folder, tmp_path / "strict", vqgan_run, data={"strict": True})
+    with pytest.raises(DataError, match=r"text\.mp4"):
+        encode(strict)
+    (folder / "train" / "circle" / "text.mp4").unlink()
+    with pytest.raises(DataError, match=r"zz-broken\.mp4"):
+        encode(strict)
+
+
+def test_tokens_of_another_vqgan_are_not_mixed_in(
+    tokens: Path, data: Path, vqgan_run: Path, other_vqgan_run: Path
+) -> None:
+    before = contents(tokens)
+    with pytest.raises(DataError) as caught:
+        encode(encode_config(data, tokens, other_vqgan_run))
+    for run in (vqgan_run, other_vqgan_run):
+        assert read_vqgan(run).model.fingerprint() in caught.value.message
+    assert contents(tokens) == before
+
+
+def test_a_folder_of_other_things_is_left_alone(
+    data: Path, vqgan_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty"):
+        encode(encode_config(data, tmp_path, vqgan_run))
+    assert list(contents(tmp_path)) == ["notes.txt"]
+
+
+def test_decoding_writes_a_video_a_clip(tokens: Path, vqgan_run: Path, tmp_path: Path) -> None:
+    options = {"out": tmp_path / "out", "lossless": True, "limit": 4, "batch_size": 3}
+    config = DecodeConfig.model_validate({"decode": options, "compute": {"device": "cpu"}})
+    result = decode(tokens, config)
+    assert (result.videos, result.frames, result.size, result.frame_rate) == (8, 4, 8, 8)
+    found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in result.folder.rglob("*.mkv"))
+    assert found == [f"{split}/clip-{n:06}.mkv" for split in ("train", "val") for n in range(4)]
+    assert len(list(result.folder.rglob("*.mp4"))) == 8
+    held = TokenDataset(tokens, "val")
+    model = read_vqgan(vqgan_run).model
+    for number in range(4):
+        file = tmp_path / "out" / "val" / f"clip-{number:06}.mkv"
+        video = model.decode(held[number].tokens[None]).clamp(-0.5, 0.5)
+        found_frames = read_frames(file, probe(file), range(4))
+        assert np.array_equal(found_frames, to_uint8(video)[0])
+    with pytest.raises(DataError, match="not empty; nothing was overwritten"):
+        decode(tokens, config)
+
+
+def test_decoding_refuses_another_vqgan(
+    tokens: Path, vqgan_run: Path, other_vqgan_run: Path, tmp_path: Path
+) -> None:
+    options = {"out": tmp_path / "out", "vqgan": other_vqgan_run}
+    with pytest.raises(DataError) as caught:
+        decode(tokens, DecodeConfig.model_validate({"decode": options}))
+    for run in (vqgan_run, other_vqgan_run):
+        assert read_vqgan(run).model.fingerprint() in caught.value.message
+    assert not (tmp_path / "out").exists()

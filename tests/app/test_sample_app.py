@@ -1,0 +1,190 @@
+"""Sampling into folders and as tensors; what evaluation reads of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from tiny_app import Notes, gpt_config, long_config, short_config
+
+import tatscli
+from tatscli.app import sample as module
+from tatscli.app.run import RunFolder
+from tatscli.app.sample import newest_gpt, read_samples
+from tatscli.app.train import train_gpt
+from tatscli.core.checkpoint import read_gpt, read_vqgan
+from tatscli.core.data.video import probe, read_frames, to_uint8
+from tatscli.errors import CheckpointError, ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def unconditional(tokens: Path, shared: Path) -> Path:
+    config = gpt_config(tokens, shared / "unconditional", train={"max_steps": 1})
+    return train_gpt(config).run
+
+
+def frames_of(path: Path) -> np.ndarray[Any, Any]:
+    info = probe(path)
+    return read_frames(path, info, range(len(info.times)))
+
+
+def test_short_samples_fill_a_folder(gpt_run: Path, tmp_path: Path) -> None:
+    config = short_config(
+        gpt_run, tmp_path, sample={"name": "mine", "lossless": True, "samples": 5, "seed": 3},
+        filter={"top_k": 6, "temperature": 0.7},
+    )  # fmt: skip
+    result = module.short(config)
+    assert result.folder == tmp_path / "mine"
+    assert (result.samples, result.frames, result.size, result.frame_rate) == (5, 4, 8, 8)
+    assert sorted(p.name for p in result.folder.iterdir()) == [
+        "grid.mp4", "grid.png", "lossless", *(f"sample-{n:04}.mp4" for n in range(5)),
+        "samples.json",
+    ]  # fmt: skip
+    listing = json.loads((result.folder / "samples.json").read_text())
+    assert [sample["label"] for sample in listing["samples"]] == [
+        "circle", "square", "circle", "square", "circle",
+    ]  # fmt: skip
+    assert listing["settings"]["seed"] == 3
+    assert listing["settings"]["temperature"] == 0.7
+    assert listing["settings"]["vqgan"] == read_gpt(gpt_run).vqgan.model.fingerprint()
+    with av.open(str(result.folder / "sample-0001.mp4")) as file:
+        assert file.streams.video[0].codec_context.name == "h264"
+        comment = json.loads(file.metadata["comment"])
+    assert (comment["index"], comment["label"], comment["seed"]) == (1, "square", 3)
+    assert comment["top_k"] == 6
+    videos, labels = read_samples(result.folder)
+    assert videos.shape == (5, 3, 4, 8, 8)
+    assert labels[:2] == ["circle", "square"]
+    tensor = tatscli.sample_short(
+        gpt_run, 5, seed=3, top_k=6, temperature=0.7, batch_size=4, device="cpu"
+    )
+    assert tensor.shape == (5, 3, 4, 8, 8)
+    assert np.array_equal(to_uint8(tensor), to_uint8(videos))
+
+
+def test_samples_do_not_depend_on_the_batch(gpt_run: Path) -> None:
+    def sampled(batch: int, seed: int = 1) -> torch.Tensor:
+        return tatscli.sample_long(gpt_run, 5, 5, seed=seed, batch_size=batch, device="cpu")
+
+    samples = sampled(5)
+    assert samples.shape == (5, 3, 10, 8, 8)
+    assert samples.min() >= -0.5
+    assert samples.max() <= 0.5
+    for batch in (1, 2):
+        torch.testing.assert_close(sampled(batch), samples, atol=1e-5, rtol=0)
+    assert not torch.equal(sampled(5, seed=2), samples)
+
+
+def test_long_samples_are_as_long_as_asked(gpt_run: Path, tmp_path: Path) -> None:
+    result = module.long(long_config(gpt_run, tmp_path, sample={"name": "latent"}))
+    assert result.frames == 10
+    result = module.long(
+        long_config(gpt_run, tmp_path, sample={"name": "f", "lossless": True},
+                    window={"length": 16, "frames": 9})
+    )  # fmt: skip
+    assert result.frames == 9
+    assert len(frames_of(result.folder / "sample-0002.mp4")) == 9
+    whole = tatscli.sample_long(gpt_run, 5, 3, device="cpu")
+    videos, _ = read_samples(result.folder)
+    assert np.array_equal(to_uint8(videos), to_uint8(whole[:, :, :9]))
+
+
+def test_long_up_to_the_window_is_short(gpt_run: Path) -> None:
+    long = tatscli.sample_long(gpt_run, 2, 2, seed=4, device="cpu")
+    assert torch.equal(long, tatscli.sample_short(gpt_run, 2, seed=4, device="cpu"))
+
+
+def test_a_context_as_long_as_the_window_is_an_error_with_both_numbers(
+    gpt_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--temporal-sample-pos 2 .* window of 2") as caught:
+        module.long(long_config(gpt_run, tmp_path, window={"temporal_sample_pos": 2, "length": 4}))
+    assert "from 1 to 1" in caught.value.hint
+    with pytest.raises(ConfigError, match="--temporal-sample-pos 3"):
+        tatscli.sample_long(gpt_run, 4, context=3, device="cpu")
+    with pytest.raises(ConfigError, match=r"--sample-resolution 16, .* latent side of 2"):
+        module.long(long_config(gpt_run, tmp_path, window={"sample_resolution": 16}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_samples_is_left_alone(gpt_run: Path, tmp_path: Path) -> None:
+    config = short_config(gpt_run, tmp_path, sample={"samples": 1})
+    folder = module.short(config).folder
+    before = (folder / "sample-0000.mp4").read_bytes()
+    with pytest.raises(DataError, match="not empty; nothing was overwritten") as caught:
+        module.short(config)
+    assert "--name" in caught.value.hint
+    assert (folder / "sample-0000.mp4").read_bytes() == before
+
+
+def test_classes_asked_of_a_model_without_any_are_an_error(
+    unconditional: Path, gpt_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="has no condition") as caught:
+        module.short(short_config(unconditional, tmp_path, sample={"class_cond": True}))
+    assert "--condition label" in caught.value.hint
+    result = module.short(short_config(unconditional, tmp_path, sample={"samples": 1}))
+    assert read_samples(result.folder)[1] == [None]
+    config = short_config(gpt_run, tmp_path, sample={"class_cond": True, "name": "l", "samples": 1})
+    assert read_samples(module.short(config).folder)[1] == ["circle"]
+
+
+def test_a_vqgan_given_as_a_check_is_checked(
+    gpt_run: Path, vqgan_run: Path, other_vqgan_run: Path, tmp_path: Path
+) -> None:
+    right = {"vqgan": vqgan_run, "samples": 1}
+    assert module.short(short_config(gpt_run, tmp_path, sample=right)).samples == 1
+    with pytest.raises(CheckpointError) as caught:
+        wrong = {"vqgan": other_vqgan_run, "name": "w"}
+        module.short(short_config(gpt_run, tmp_path, sample=wrong))
+    assert read_vqgan(other_vqgan_run).model.fingerprint() in caught.value.message
+    assert not (tmp_path / "w").exists()
+
+
+def test_without_a_gpt_the_newest_run_is_taken(
+    gpt_run: Path, vqgan_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no GPT run in runs"):
+        newest_gpt()
+    for age, name in ((50, "old"), (10, "new"), (30, "older")):
+        shutil.copytree(gpt_run, tmp_path / "runs" / name)
+        last = RunFolder(tmp_path / "runs" / name).last
+        os.utime(last, (1e9 - age, 1e9 - age))
+    shutil.copytree(vqgan_run, tmp_path / "runs" / "vqgan")
+    assert newest_gpt() == Path("runs/new")
+    notes = Notes()
+    config = short_config(gpt_run, tmp_path / "out", sample={"gpt": None, "samples": 1})
+    module.short(config, notes)
+    assert any("runs/new" in note for note in notes.notes)
+
+
+def test_a_comparison_that_cannot_be_made_is_an_error_before_sampling(
+    gpt_run: Path, data: Path, tmp_path: Path
+) -> None:
+    def refused(kind: Any, config: Any, says: str) -> str:
+        with pytest.raises((ConfigError, DataError, CheckpointError), match=says) as caught:
+            kind(config)
+        assert not (tmp_path / "out").exists()
+        return caught.value.hint
+
+    out = tmp_path / "out"
+    compare = {"compute_fvd": True}
+    with_data = compare | {"data": data}
+    refused(module.short, short_config(gpt_run, out, real=with_data), "at least 9 frames.*have 4")
+    refused(
+        module.long,
+        long_config(gpt_run, out, real=with_data, window={"length": 16, "frames": 8}),
+        "have 8",
+    )
+    assert "--data" in refused(module.long, long_config(gpt_run, out, real=compare), "real videos")
+    missing = compare | {"data": tmp_path / "nowhere"}
+    refused(module.long, long_config(gpt_run, out, real=missing), "nowhere")
+    hint = refused(module.long, long_config(gpt_run, out, real=with_data), "missing")
+    assert "tats weights fetch i3d" in hint

@@ -1,0 +1,329 @@
+"""Training as a use case: run folders, refusals, continuing, and what a run is told about data."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_app import Notes, encode_config, gpt_config, vqgan_config
+
+from tatscli.app.encode import encode
+from tatscli.app.run import RunFolder
+from tatscli.app.train import train_gpt, train_vqgan
+from tatscli.config.files import read_layer, resolve
+from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
+from tatscli.core.checkpoint import find_checkpoint, read_gpt, read_vqgan
+from tatscli.errors import CheckpointError, ConfigError, DataError, DeviceError, RunError
+
+
+def files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_vqgan_run_leaves_its_folder(vqgan_run: Path, data: Path) -> None:
+    found = files(vqgan_run)
+    assert {"config.yaml", "run.json", "metrics.csv"} <= found
+    assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= found
+    for step in (2, 3):
+        assert f"samples/reconstructions-{step:07}.png" in found
+        assert f"samples/reconstructions-{step:07}.mp4" in found
+    assert any(name.startswith("events/events.out.tfevents") for name in found)
+    record = json.loads((vqgan_run / "run.json").read_text())
+    assert (record["status"], record["kind"], record["steps"]) == ("finished", "vqgan", 3)
+    assert torch.__version__.startswith(record["packages"]["torch"])
+    assert record["figures"]["val/loss"] > 0
+    resolved = resolve(VQGANTrainConfig, [read_layer(vqgan_run / "config.yaml")])
+    assert resolved == vqgan_config(data, vqgan_run)
+    trained = read_vqgan(vqgan_run)
+    assert (trained.clip.sequence_length, trained.clip.resolution, trained.rate) == (4, 8, 8.0)
+
+
+def test_a_gpt_run_leaves_its_folder(gpt_run: Path, tokens: Path, vqgan_run: Path) -> None:
+    found = files(gpt_run)
+    assert {"checkpoints/last.ckpt", "samples/samples-0000003.mp4"} <= found
+    resolved = resolve(GPTTrainConfig, [read_layer(gpt_run / "config.yaml")])
+    assert resolved == gpt_config(tokens, gpt_run, model={"condition": "label"})
+    trained = read_gpt(gpt_run)
+    assert trained.classes == ("circle", "square")
+    assert trained.model.config.grid == (2, 2, 2)
+    assert trained.vqgan.model.fingerprint() == read_vqgan(vqgan_run).model.fingerprint()
+    assert trained.vqgan.rate == 8
+
+
+def test_a_folder_that_holds_something_is_left_alone(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty; nothing was overwritten") as caught:
+        train_vqgan(vqgan_config(data, tmp_path))
+    assert "--resume" in caught.value.hint
+    assert files(tmp_path) == {"notes.txt"}
+    with pytest.raises(RunError, match=r"notes\.txt exists"):
+        train_vqgan(vqgan_config(data, tmp_path / "notes.txt"))
+    with pytest.raises(RunError, match="cannot create"):
+        train_vqgan(vqgan_config(data, tmp_path / "notes.txt" / "run"))
+
+
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(data: Path, tmp_path: Path) -> None:
+    optim = {"lr_schedule": "constant"}
+    whole = train_vqgan(vqgan_config(data, tmp_path / "whole", optim=optim, train={"max_steps": 4}))
+    short = train_vqgan(vqgan_config(data, tmp_path / "parts", optim=optim, train={"max_steps": 2}))
+    (short.run / "checkpoints" / ".x.ckpt.tmp").write_text("of a killed process")
+    longer = vqgan_config(data, tmp_path / "parts", optim=optim, train={"max_steps": 4})
+    again = train_vqgan(longer, resume=short.run)
+    assert same(state(again.run), state(whole.run))
+    assert (again.run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
+    assert (again.status, again.steps, again.signal) == ("finished", 4, 0)
+    assert again.figures == whole.figures
+    assert not [name for name in files(again.run) if name.endswith(".tmp")]
+    assert json.loads((again.run / "run.json").read_text())["steps"] == 4
+    assert resolve(VQGANTrainConfig, [read_layer(again.run / "config.yaml")]) == longer
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": {"codes": 32}}, "model.codes: 16 -> 32"),
+        ({"data": {"sequence_length": 8}}, "data.sequence_length: 4 -> 8"),
+        ({"loss": {"l1_weight": 1}}, "loss.l1_weight: 4.0 -> 1.0"),
+        ({"train": {"seed": 5}}, "train.seed: 0 -> 5"),
+    ],
+)
+def test_going_on_with_another_model_lists_what_changed(
+    vqgan_run: Path, data: Path, changes: dict[str, Any], says: str
+) -> None:
+    before = (vqgan_run / "config.yaml").read_text()
+    with pytest.raises(ConfigError) as caught:
+        train_vqgan(vqgan_config(data, vqgan_run, **changes), resume=vqgan_run)
+    assert says in caught.value.message
+    assert str(vqgan_run) in caught.value.message
+    assert (vqgan_run / "config.yaml").read_text() == before
+
+
+def test_what_is_no_run_cannot_go_on(data: Path, tmp_path: Path) -> None:
+    config = vqgan_config(data, tmp_path)
+    with pytest.raises(RunError, match=r"no run folder: it has no config\.yaml"):
+        train_vqgan(config, resume=tmp_path)
+    RunFolder(tmp_path).write_config(config)
+    with pytest.raises(RunError, match="saved no checkpoint yet"):
+        train_vqgan(config, resume=tmp_path)
+
+
+def test_a_run_that_fails_says_so_in_its_record(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        train_vqgan(vqgan_config(data, tmp_path / "run"))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "No space left" in record["error"]
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK"])
+def test_further_processes_of_a_run_leave_its_folder_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    run = RunFolder.create(tmp_path / "run")
+    run.write_config(vqgan_config(data, tmp_path / "run"))
+    with run.recorded(kind="vqgan"):
+        pass
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv(name, "0")
+    RunFolder.create(tmp_path / "run")
+    assert (tmp_path / "run" / "samples").is_dir()
+
+
+def test_the_published_rate_is_settled_and_noted(data: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    train = {"accumulate": 3, "max_steps": 1, "batch_size": 2}
+    config = vqgan_config(data, tmp_path / "run", optim={"base_learning_rate": 0.04}, train=train)
+    train_vqgan(config, reporter=notes)
+    assert any("0.0075" in note and "published rule" in note for note in notes.notes)
+    stored = read_layer(tmp_path / "run" / "config.yaml").values["optim"]
+    assert (stored["learning_rate"], stored["base_learning_rate"]) == (pytest.approx(0.0075), 0)
+
+
+def test_gpus_that_are_not_there_are_an_error_with_both_numbers(data: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there are GPUs here")
+    config = vqgan_config(data, tmp_path / "run", compute={"device": "auto", "gpus": 4})
+    with pytest.raises(DeviceError, match="--gpus 4, but 0 CUDA devices") as caught:
+        train_vqgan(config)
+    assert "--device cpu" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_perceptual_loss_without_its_file_is_an_error_before_anything_starts(
+    data: Path, tmp_path: Path
+) -> None:
+    config = vqgan_config(data, tmp_path / "run", loss={"perceptual_weight": 1})
+    with pytest.raises(CheckpointError) as caught:
+        train_vqgan(config)
+    assert "tats weights fetch vgg16" in caught.value.hint
+    assert "--perceptual-weight 0" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokens_of_another_vqgan_are_refused_with_both_fingerprints(
+    tokens: Path, vqgan_run: Path, other_vqgan_run: Path, tmp_path: Path
+) -> None:
+    config = gpt_config(tokens, tmp_path / "run", other_vqgan_run)
+    with pytest.raises(DataError) as caught:
+        train_gpt(config)
+    for run in (vqgan_run, other_vqgan_run):
+        assert read_vqgan(run).model.fingerprint() in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": {"vocab_size": 99}}, ["--vocab-size 99", "16 codes"]),
+        ({"model": {"block_size": 5}}, ["5", "= 8"]),
+        ({"data": {"resolution": 32}}, ["--resolution 32", "with 8"]),
+        ({"data": {"sequence_length": 6}}, ["--sequence-length 6", "with 4"]),
+    ],
+)
+def test_sizes_that_do_not_fit_the_tokens_are_named_with_both_numbers(
+    tokens: Path, tmp_path: Path, changes: dict[str, Any], says: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train_gpt(gpt_config(tokens, tmp_path / "run", **changes))
+    assert all(part in caught.value.message for part in says)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"resolution": 10}, ["10", "4"]),
+        ({"sequence_length": 5}, ["5", "2"]),
+        ({"resolution": 4}, ["--resolution", "8"]),
+        ({"sequence_length": 6, "sample_every_n_frames": 4}, ["6", "4"]),
+    ],
+)
+def test_clips_that_the_vqgan_cannot_take_are_named_with_both_numbers(
+    data: Path, vqgan_run: Path, tmp_path: Path, changes: dict[str, Any], says: list[str]
+) -> None:
+    for call in (
+        lambda: train_gpt(gpt_config(data, tmp_path / "run", vqgan_run, data=changes)),
+        lambda: encode(encode_config(data, tmp_path / "run", vqgan_run, data=changes)),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert all(part in caught.value.message for part in says)
+        assert "pydantic" not in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_larger_block_is_a_note(tokens: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    config = gpt_config(tokens, tmp_path / "run", model={"block_size": 50}, train={"max_steps": 1})
+    train_gpt(config, reporter=notes)
+    assert any("50" in note and " 8 positions" in note for note in notes.notes)
+    assert read_gpt(tmp_path / "run").model.config.block_size == 50
+
+
+def test_videos_need_a_vqgan_and_labels_need_classes(
+    data: Path, vqgan_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="--vqgan is not given") as caught:
+        train_gpt(gpt_config(data, tmp_path / "run"))
+    assert "--vqgan RUN" in caught.value.hint
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, file in enumerate(sorted((data / "train").rglob("*.mp4"))):
+        shutil.copy(file, flat / f"{number}.mp4")
+    config = gpt_config(flat, tmp_path / "run", vqgan_run, model={"condition": "label"})
+    with pytest.raises(ConfigError, match="has no classes"):
+        train_gpt(config)
+
+
+def test_a_gpt_on_videos_records_the_clips_it_was_trained_on(
+    data: Path, vqgan_run: Path, tmp_path: Path
+) -> None:
+    clips = {"sequence_length": 8, "frame_rate": 4.0, "sample_every_n_frames": 2}
+    # 12 frames at 8 fps are 6 at 4 fps: too short, so at its own rate here.
+    config = gpt_config(data, tmp_path / "run", vqgan_run, data=clips | {"frame_rate": 8.0},
+                        train={"max_steps": 1})  # fmt: skip
+    train_gpt(config)
+    trained = read_gpt(tmp_path / "run")
+    assert trained.model.config.grid == (2, 2, 2)
+    assert trained.vqgan.clip.sequence_length == 8
+    assert trained.vqgan.rate == 4
+
+
+def test_a_gpt_that_goes_on_keeps_its_vqgan(
+    data: Path, tokens: Path, vqgan_run: Path, other_vqgan_run: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "vqgan"
+    shutil.copytree(vqgan_run, own)
+    optim = {"lr_schedule": "constant"}
+    whole = train_gpt(gpt_config(data, tmp_path / "whole", own, optim=optim))
+    train_gpt(gpt_config(data, tmp_path / "parts", own, optim=optim, train={"max_steps": 2}))
+    shutil.rmtree(own)
+    shutil.copytree(other_vqgan_run, own)
+    again = train_gpt(gpt_config(data, tmp_path / "parts", own, optim=optim),
+                      resume=tmp_path / "parts")  # fmt: skip
+    assert same(state(again.run), state(whole.run))
+    # Nor does it take tokens of another one.
+    foreign = encode(encode_config(data, tmp_path / "foreign", other_vqgan_run)).folder
+    with pytest.raises(DataError) as caught:
+        train_gpt(gpt_config(foreign, tmp_path / "parts", own, optim=optim),
+                  resume=tmp_path / "parts")  # fmt: skip
+    assert read_vqgan(vqgan_run).model.fingerprint() in caught.value.message
+    assert read_vqgan(other_vqgan_run).model.fingerprint() in caught.value.message
+
+
+def damaged(data: Path, folder: Path) -> Path:
+    """The dataset, with a second validation video of each class that breaks off in its middle."""
+    shutil.copytree(data, folder)
+    for file in sorted((folder / "test").rglob("*.mp4")):
+        content = bytearray(file.read_bytes())
+        start = content.index(b"mdat") + 4
+        size = int.from_bytes(content[start - 8 : start - 4], "big") - 8
+        first = start + size * 3 // 4
+        content[first : start + size] = b"\x5a" * (start + size - first)
+        (file.parent / "broken.mp4").write_bytes(content)
+    return folder
+
+
+def test_a_validation_video_that_breaks_is_named_and_left_out(data: Path, tmp_path: Path) -> None:
+    folder, notes = damaged(data, tmp_path / "data"), Notes()
+    config = vqgan_config(folder, tmp_path / "run", train={"val_clips": 50})
+    result = train_vqgan(config, reporter=notes)
+    assert result.status == "finished"
+    assert any("broken.mp4" in warning for warning in notes.warnings)
+    assert any(" 6 validation clips" in note for note in notes.notes)
+    strict = vqgan_config(folder, tmp_path / "strict", train={"val_clips": 50},
+                          data={"strict": True})  # fmt: skip
+    with pytest.raises(DataError, match=r"broken\.mp4"):
+        train_vqgan(strict)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_no_validation_video_that_can_be_decoded_is_an_error(data: Path, tmp_path: Path) -> None:
+    folder = damaged(data, tmp_path / "data")
+    for file in (folder / "test").rglob("*.mp4"):
+        if file.name != "broken.mp4":
+            file.unlink()
+    with pytest.raises(DataError, match="none of .* validation clips can be decoded"):
+        train_vqgan(vqgan_config(folder, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_checkpoint_is_the_result(vqgan_run: Path) -> None:
+    assert find_checkpoint(vqgan_run) == vqgan_run / "checkpoints" / "best.ckpt"

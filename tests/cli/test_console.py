@@ -1,0 +1,139 @@
+"""Results on stdout, all else on stderr."""
+
+import io
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tatscli.cli import console, progress
+
+
+@dataclass(frozen=True)
+class Inner:
+    score: float
+
+
+@dataclass(frozen=True)
+class Made:
+    run: Path
+    steps: int
+    done: bool
+    figures: dict[str, float]
+    files: tuple[Path, ...] = ()
+    inner: Inner | None = None
+    empty: list[str] = field(default_factory=list)
+
+
+MADE = Made(Path("runs/[a]"), 12, True, {"loss": 0.123456789}, (Path("b"),), Inner(math.nan))
+
+
+def test_json_is_one_object_on_stdout(capsys):
+    console.result(MADE, as_json=True)
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert json.loads(captured.out) == {
+        "run": "runs/[a]",
+        "steps": 12,
+        "done": True,
+        "figures": {"loss": 0.123456789},
+        "files": ["b"],
+        "inner": {"score": None},
+        "empty": [],
+    }
+
+
+def test_json_has_no_numbers_that_json_does_not_know(capsys):
+    console.rows([Inner(math.inf), Inner(1.5)], as_json=True)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse) == [
+        {"score": None},
+        {"score": 1.5},
+    ]
+
+
+def test_people_get_a_table_without_what_is_empty(capsys):
+    console.result(MADE, as_json=False)
+    captured = capsys.readouterr()
+    lines = [line.split() for line in captured.out.splitlines()]
+    assert lines[:4] == [
+        ["run", "runs/[a]"],
+        ["steps", "12"],
+        ["done", "yes"],
+        ["figures", "loss", "0.123457"],
+    ]
+    assert "empty" not in captured.out
+    assert captured.err == ""
+
+
+def test_rows_are_a_table_with_a_header(capsys):
+    console.rows([Inner(1.5), Inner(2.0)], as_json=False)
+    assert capsys.readouterr().out.split() == ["score", "1.5", "2"]
+
+
+def test_notes_warnings_errors_and_hints_go_to_stderr(capsys):
+    terminal = console.Terminal()
+    terminal.note("one [a]")
+    terminal.warn("two")
+    console.error("three", "four")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "note: one [a]\nwarning: two\nerror: three\nhint: four\n"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that moves when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def pass_by(seconds):
+        now[0] += seconds
+
+    return pass_by
+
+
+def test_without_a_terminal_progress_is_one_plain_line_an_interval(capsys, clock):
+    with console.Terminal().task("training vqgan", "steps", 100) as task:
+        for step in range(1, 31):
+            task.update(step, figures={"loss": 1 / step})
+            clock(1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "training vqgan 11/100 steps  1.1 steps/s  1:20 left  loss 0.09091",
+        "training vqgan 21/100 steps  1.05 steps/s  1:15 left  loss 0.04762",
+        "training vqgan 30/100 steps  1 steps/s  1:10 left  loss 0.03333",
+    ]
+
+
+def test_short_work_is_one_line(capsys, clock):
+    with console.Terminal().task("reading", "videos") as task:
+        clock(2)
+        task.update(8, 8)
+    assert capsys.readouterr().err == "reading 8/8 videos  0.5 videos/s\n"
+
+
+def test_the_rate_of_a_continued_run_does_not_count_what_was_done_before(capsys, clock):
+    with console.Terminal().task("training", "steps", 1000) as task:
+        task.update(901)
+        clock(10)
+        task.update(910)
+    assert "910/1000 steps  1 steps/s  1:30 left" in capsys.readouterr().err
+
+
+def test_on_a_terminal_progress_is_a_display_with_rate_and_figures():
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with progress.show(screen, "sampling", "tokens", 50) as task:
+        task.update(25, figures={"loss": 0.5})
+        task.update(50)
+    shown = screen.file.getvalue()
+    assert "sampling" in shown
+    assert "50/50 tokens" in shown
+    assert "loss 0.5" in shown

@@ -1,0 +1,238 @@
+"""Options generated from configs."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import pytest
+import typer
+import yaml
+
+from tatscli.cli.options import configured, option_type
+from tatscli.config.base import FILE_ONLY, Config, Obsolete, Published
+
+TRAIN = ("vqgan", "train", "--data", "videos")
+
+
+@pytest.fixture
+def resolved(tats, receive):
+    """Calls tats vqgan train; the config that reached training."""
+    received = receive("tatscli.app.train.train_vqgan")
+
+    def call(*arguments):
+        outcome = tats(*TRAIN, *arguments)
+        assert outcome.code == 0, outcome.err
+        return received.pop()[0], outcome
+
+    return call
+
+
+def test_an_option_sets_its_field(resolved):
+    config, _ = resolved("--codes", 512, "--learning-rate", 1e-3, "--out", "here")
+    assert config.model.codes == 512
+    assert config.optim.learning_rate == 1e-3
+    assert config.train.out == Path("here")
+
+
+@pytest.mark.parametrize("spelling", ["--sample-every-n-frames", "--sample_every_n_frames"])
+def test_dashes_and_underscores_are_the_same(resolved, spelling):
+    config, _ = resolved(spelling, 4)
+    assert config.data.sample_every_n_frames == 4
+
+
+@pytest.mark.parametrize("spelling", ["--n-codes", "--n_codes", "--codes"])
+def test_published_names_are_accepted(resolved, spelling):
+    config, _ = resolved(spelling, 512)
+    assert config.model.codes == 512
+
+
+def test_values_keep_their_underscores(tats, receive):
+    received = receive("tatscli.app.sample.short")
+    tats("sample", "short", "--save_name", "my_samples")
+    assert received[0][0].sample.name == "my_samples"
+
+
+def test_a_triple_is_three_values(resolved, tats):
+    config, _ = resolved("--downsample", 2, 16, 16)
+    assert config.model.downsample == (2, 16, 16)
+    short = tats(*TRAIN, "--downsample", 2, 16)
+    assert short.code == 2
+    assert "'--downsample' requires 3 arguments" in short.err
+
+
+def test_a_switch_has_a_no(resolved):
+    assert resolved("--random-restart")[0].model.random_restart
+    assert resolved("--preset", "tiny")[0].model.random_restart
+    assert not resolved("--preset", "tiny", "--no_random_restart")[0].model.random_restart
+
+
+def test_a_choice_is_one_of_the_choices(resolved, tats):
+    assert resolved("--norm-type", "group")[0].model.norm_type == "group"
+    wrong = tats(*TRAIN, "--norm-type", "layer")
+    assert wrong.code == 2
+    assert "'layer' is not one of 'batch', 'group'" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--codes", 8, "--n_codes", 8], "--codes and --n-codes"),
+        (["--strict", "--no-strict"], "--strict and --no-strict"),
+        (["--data_path", "videos"], "--data and --data-path"),
+    ],
+)
+def test_a_setting_given_by_two_names_is_an_error_with_both(tats, arguments, names):
+    outcome = tats(*TRAIN, *arguments)
+    assert outcome.code == 2
+    assert f"error: {names} are the same setting; give one" in outcome.err
+
+
+def test_a_rate_and_a_base_rate_are_an_error_with_both(tats):
+    outcome = tats(*TRAIN, "--learning-rate", 1e-3, "--lr", 1e-3)
+    assert outcome.code == 2
+    assert "--learning-rate and --lr set the same thing" in outcome.err
+
+
+def test_an_obsolete_option_is_taken_with_a_note(resolved):
+    config, outcome = resolved("--image_folder")
+    assert outcome.err == (
+        "note: --image-folder has no effect: folders of frames are recognised by themselves\n"
+    )
+    assert config == resolved()[0]
+
+
+def test_a_wrong_option_is_named_with_the_nearest_right_one(tats):
+    outcome = tats(*TRAIN, "--resolutoin", 64)
+    assert outcome.code == 2
+    assert "No such option: --resolutoin" in outcome.err
+    assert "--resolution" in outcome.err.replace("--resolutoin", "")
+
+
+def test_a_wrong_command_is_named_with_the_nearest_right_one(tats):
+    outcome = tats("sampel", "long")
+    assert outcome.code == 2
+    assert "No such command 'sampel'. Did you mean 'sample'?" in outcome.err
+
+
+def test_options_beat_the_file_which_beats_the_preset(resolved, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model:\n  codes: 64\n  embedding_dim: 8\n")
+    config, _ = resolved("--preset", "tiny", "--config", file, "--codes", 32)
+    assert (config.model.codes, config.model.embedding_dim) == (32, 8)
+    assert config.model.downsample == (2, 8, 8)
+
+
+def test_resuming_starts_from_the_settings_of_the_run(tats, receive, tmp_path):
+    received = receive("tatscli.app.train.train_vqgan")
+    settings = {"data": {"data": "there"}, "model": {"codes": 99}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert tats("vqgan", "train", "--resume", tmp_path, "--max-steps", 7).code == 0
+    config, run, _ = received[0]
+    assert (config.model.codes, config.train.max_steps, run) == (99, 7, tmp_path)
+
+
+def test_resuming_what_is_no_run_is_an_error(tats, tmp_path):
+    outcome = tats("vqgan", "train", "--resume", tmp_path)
+    assert outcome.code == 2
+    assert f"{tmp_path} is no run folder: it has no config.yaml" in outcome.err
+
+
+def help_page(tats, *command):
+    outcome = tats(*command, "-h")
+    assert outcome.code == 0
+    return outcome.out
+
+
+def test_help_shows_sentence_default_range_and_choices(tats):
+    page = help_page(tats, "vqgan", "train")
+    assert "Entries of the codebook. [default: 16384, >= 2, <= 65536]" in page
+    assert "Compression along time, height and width; powers of two. [default: 4 8 8]" in page
+    assert "are the splits. [required]" in page
+    assert "current batch. [default: --no-random-restart]" in page
+    assert "<batch|group>" in page
+    assert "<demo|tiny>" in page
+
+
+def test_help_shows_the_defaults_of_the_command(tats):
+    assert "Clips a device takes at once. [default: 3, >= 1]" in help_page(tats, "gpt", "train")
+    assert "Clips a device takes at once. [default: 2, >= 1]" in help_page(tats, "vqgan", "train")
+
+
+def test_help_hides_published_names_and_file_only_settings(tats):
+    page = help_page(tats, "vqgan", "train")
+    for name in ("--n-codes", "--data-path", "--lr ", "--image-folder", "--no-strict "):
+        assert name not in page
+    assert "--padding-type" not in page
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_option_is_cut_off_in_a_usual_terminal(tats, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in (["vqgan", "train"], ["gpt", "train"], ["sample", "long"], ["eval", "fvd"]):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert "…" not in tats(*command, "-h").out
+
+
+def test_settings_of_a_file_only_are_no_options(tats, resolved, tmp_path):
+    assert tats(*TRAIN, "--codebook-decay", 0.5).code == 2
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {codebook_decay: 0.5}\n")
+    assert resolved("-c", file)[0].model.codebook_decay == 0.5
+
+
+@pytest.mark.parametrize("kind", [bool, int, float, str, Path, Literal["a"], tuple[int, int]])
+def test_what_an_option_can_carry(kind):
+    assert option_type(kind, "--x") == kind
+    assert option_type(kind | None, "--x") == kind
+
+
+@pytest.mark.parametrize("kind", [list[int], int | str, dict[str, int], tuple[list[int], int]])
+def test_what_no_option_can_carry_is_refused_when_the_program_starts(kind):
+    with pytest.raises(TypeError, match="--x: no option can carry .*; mark the field FILE_ONLY"):
+        option_type(kind, "--x")
+
+
+class Part(Config):
+    """Part."""
+
+    OBSOLETE: ClassVar[dict[str, Obsolete]] = {"old": Obsolete("it is gone", is_flag=False)}
+
+    mode: Annotated[Literal["a", "b"], Published("all_a", value="a")] = "b"
+    """The mode."""
+    hidden: Annotated[int, FILE_ONLY] = 3
+    """Not an option."""
+
+
+class Whole(Config):
+    """Whole."""
+
+    part: Part = Part()
+
+
+@pytest.fixture
+def small(monkeypatch, capsys):
+    """A command of one section; its config and what it said."""
+    app, received = typer.Typer(), []
+
+    @app.command()
+    @configured()
+    def command(config: Whole) -> None:
+        """Do it."""
+        received.append(config)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit):
+            app(list(arguments))
+        return received.pop().part, capsys.readouterr().err
+
+    return call
+
+
+def test_a_published_flag_sets_its_value(small):
+    assert small()[0].mode == "b"
+    assert small("--all-a")[0].mode == "a"
+
+
+def test_an_obsolete_option_can_have_a_value(small):
+    part, told = small("--old", "5")
+    assert part == Part()
+    assert told == "note: --old has no effect: it is gone\n"

@@ -1,0 +1,29 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.core.models.gpt import GPT
+
+
+@pytest.fixture
+def gpt() -> Callable[..., GPT]:
+    """Makes a small GPT with distinct logits."""
+
+    def make(grid: tuple[int, int, int] = (3, 2, 2), codes: int = 7, classes: int = 0) -> GPT:
+        layout = ConditionLayout.labels(classes) if classes else ConditionLayout.unconditional()
+        tokens = layout.tokens + grid[0] * grid[1] * grid[2]
+        config = GPTConfig(
+            layers=2, heads=2, width=16, codes=codes, grid=grid, condition=layout,
+            block_size=tokens,
+        )  # fmt: skip
+        model = GPT(config).eval()
+        generator = torch.Generator().manual_seed(11)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.4 * torch.randn(parameter.shape, generator=generator))
+            model.pos_emb.mul_(4)  # else a greedy sample is one code throughout
+        return model
+
+    return make

@@ -1,0 +1,172 @@
+"""Generation: its logits are those of the training forward, its samples depend on seed and index.
+
+Letters: B samples, t h w latent grid.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tatscli.core.models.gpt import GPT
+from tatscli.core.sampling.filters import TokenFilter, choose
+from tatscli.core.sampling.generate import Chances, class_condition, generate_long, generate_window
+
+Make = Callable[..., GPT]
+CHOSEN_BY = TokenFilter(temperature=0.8, top_k=5, top_p=0.9)
+GREEDY = TokenFilter(temperature=0.0)
+
+
+def taught(
+    gpt: GPT, condition: Tensor, codes: Tensor, chance: Tensor, chosen_by: TokenFilter
+) -> Tensor:
+    """What the training forward on a finished sequence would have drawn at each position."""
+    with torch.no_grad():
+        logits = gpt(condition, codes)[..., gpt.config.condition.ids :]
+    drawn = [choose(logits[:, i], chance[:, i], chosen_by) for i in range(codes.shape[1])]
+    return torch.stack(drawn, 1)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("chosen_by", [CHOSEN_BY, GREEDY])
+def test_a_window_is_drawn_from_the_logits_of_the_training_forward(
+    gpt: Make, classes: int, chosen_by: TokenFilter
+) -> None:
+    model, numbers = gpt(classes=classes), range(5)
+    condition = class_condition(model, classes, numbers)
+    codes = generate_window(model, condition, Chances(4, numbers), chosen_by)
+    chance = Chances(4, numbers).draw(12, torch.device("cpu"))
+    found = codes.flatten(1)
+    assert torch.equal(taught(model, condition, found, chance, chosen_by), found)
+    assert len(found.unique()) > 1
+
+
+@pytest.mark.parametrize("context", [1, 2])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_every_window_of_a_long_sample_is_drawn_from_its_training_forward(
+    gpt: Make, context: int, classes: int
+) -> None:
+    model, numbers, length = gpt(classes=classes), range(4), 7
+    condition = class_condition(model, classes, numbers)
+    codes = generate_long(
+        model, condition, Chances(9, numbers), CHOSEN_BY, length=length, context=context
+    ).flatten(1)
+    chances = Chances(9, numbers)
+    first = chances.draw(4 * context, torch.device("cpu"))
+    expected = [taught(model, condition, codes[:, : 4 * context], first, CHOSEN_BY)]
+    for frame in range(context, length):
+        window = codes[:, 4 * (frame - context) : 4 * (frame + 1)]
+        chance = torch.zeros(4, window.shape[1])
+        chance[:, -4:] = chances.draw(4, torch.device("cpu"))
+        expected.append(taught(model, condition, window, chance, CHOSEN_BY)[:, -4:])
+    assert torch.equal(torch.cat(expected, 1), codes)
+    assert len(codes.unique()) > 3
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_length_up_to_the_window_is_plain_sampling(gpt: Make, length: int) -> None:
+    model, numbers = gpt(), range(3)
+    condition = class_condition(model, 0, numbers)
+    long = generate_long(model, condition, Chances(1, numbers), CHOSEN_BY, length=length, context=1)
+    plain = generate_window(model, condition, Chances(1, numbers), CHOSEN_BY, frames=length)
+    assert torch.equal(long, plain)
+    whole = generate_window(model, condition, Chances(1, numbers), GREEDY)
+    part = generate_window(model, condition, Chances(1, numbers), GREEDY, frames=length)
+    assert torch.equal(part, whole[:, :length])
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_greedy_long_equals_a_loop_without_cache(gpt: Make, context: int) -> None:
+    model = gpt(classes=3)
+    condition = class_condition(model, 3, range(3))
+
+    def extended(codes: Tensor, count: int) -> Tensor:
+        for _ in range(count):
+            padded = torch.cat([codes, codes.new_zeros(len(codes), 1)], 1)
+            with torch.no_grad():
+                logits = model(condition, padded)[:, -1, model.config.condition.ids :]
+            codes = torch.cat([codes, logits.argmax(-1, keepdim=True)], 1)
+        return codes
+
+    expected = extended(torch.zeros(3, 0, dtype=torch.long), 4 * context)
+    while expected.shape[1] < 4 * 6:
+        window = extended(expected[:, -4 * context :], 4)
+        expected = torch.cat([expected, window[:, -4:]], 1)
+    found = generate_long(model, condition, Chances(0, range(3)), GREEDY, length=6, context=context)
+    assert torch.equal(found.flatten(1), expected)
+
+
+@pytest.mark.parametrize("chosen_by", [TokenFilter(), GREEDY, TokenFilter(top_k=1)])
+def test_ids_of_the_condition_are_never_drawn(gpt: Make, chosen_by: TokenFilter) -> None:
+    model = gpt(classes=3)
+    ids = model.config.condition.ids
+    with torch.no_grad():
+        model.ln_f.bias.fill_(1.0)
+        model.head.weight[:ids] = 100.0
+    condition = class_condition(model, 3, range(4))
+    with torch.no_grad():
+        logits = model(condition, torch.zeros(4, 1, dtype=torch.long))
+    assert (logits.argmax(-1) < ids).all()
+    for length in (2, 6):
+        codes = generate_long(
+            model, condition, Chances(0, range(4)), chosen_by, length=length, context=2
+        )
+        assert codes.min() >= 0
+        assert codes.max() < model.config.codes
+
+
+@pytest.mark.parametrize("length", [3, 5])
+def test_a_sample_is_the_same_whatever_its_batch(gpt: Make, length: int) -> None:
+    model = gpt(classes=3)
+
+    def sampled(batch: int, seed: int = 6) -> Tensor:
+        parts = []
+        for first in range(0, 7, batch):
+            numbers = range(first, min(first + batch, 7))
+            parts.append(
+                generate_long(
+                    model, class_condition(model, 3, numbers), Chances(seed, numbers), CHOSEN_BY,
+                    length=length, context=1,
+                )
+            )  # fmt: skip
+        return torch.cat(parts)
+
+    samples = sampled(7)
+    assert torch.equal(sampled(1), samples)
+    assert torch.equal(sampled(3), samples)
+    assert len(samples.flatten(1).unique(dim=0)) == 7
+    assert not torch.equal(sampled(7, seed=7), samples)
+
+
+def test_samples_of_one_class_differ(gpt: Make) -> None:
+    model = gpt()
+    condition = class_condition(model, 0, range(8))
+    codes = generate_window(model, condition, Chances(0, range(8)), CHOSEN_BY)
+    assert len(codes.flatten(1).unique(dim=0)) == 8
+
+
+def test_neighbouring_seeds_and_samples_share_no_chances() -> None:
+    cpu = torch.device("cpu")
+    rows = [Chances(seed, range(4)).draw(8, cpu) for seed in range(4)]
+    everything = torch.cat(rows).flatten()
+    assert len(everything.unique()) == len(everything)
+    assert torch.equal(Chances(2, [3]).draw(8, cpu)[0], rows[2][3])
+
+
+def test_progress_counts_every_token_once(gpt: Make) -> None:
+    model = gpt()
+    told: list[int] = []
+    generate_long(
+        model, class_condition(model, 0, range(2)), Chances(0, range(2)), CHOSEN_BY,
+        length=5, context=2, progress=told.append,
+    )  # fmt: skip
+    assert told == list(range(1, 21))
+
+
+def test_a_context_as_long_as_the_window_is_refused(gpt: Make) -> None:
+    model = gpt()
+    with pytest.raises(ValueError, match="context 3 must be from 1 to 2"):
+        generate_long(
+            model, class_condition(model, 0, [0]), Chances(0, [0]), CHOSEN_BY, length=4, context=3
+        )

@@ -1,0 +1,307 @@
+"""Checkpoints: round trips, refusals, and files that stay whole whatever happens in writing."""
+
+import errno
+import os
+import pickle
+import stat
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tatscli.config.data import ClipConfig
+from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.config.vqgan import VQGANConfig
+from tatscli.core.checkpoint import (
+    HEADER,
+    TrainedVQGAN,
+    find_checkpoint,
+    gpt_header,
+    load_gpt,
+    load_vqgan,
+    read_gpt,
+    read_vqgan,
+    save_atomically,
+    save_vqgan,
+    vqgan_header,
+)
+from tatscli.core.models.gpt import GPT
+from tatscli.core.models.vqgan import VQGAN
+from tatscli.errors import CheckpointError
+
+CLIP = ClipConfig(resolution=16, sequence_length=8, frame_rate=5, sample_every_n_frames=2)
+
+
+def vqgan(seed: int = 0, **settings: Any) -> TrainedVQGAN:
+    torch.manual_seed(seed)
+    config = VQGANConfig.model_validate(
+        {"embedding_dim": 3, "codes": 5, "hidden_channels": 2, "downsample": (2, 4, 4)} | settings
+    )
+    return TrainedVQGAN(VQGAN(config).eval(), CLIP, 2.5, 40)
+
+
+def save_gpt(file: Path, inside: TrainedVQGAN, classes: tuple[str, ...] = ("a", "b")) -> GPT:
+    config = GPTConfig(
+        layers=1, heads=1, width=4, codes=5, grid=inside.grid, block_size=40,
+        condition=ConditionLayout.labels(len(classes)),
+    )  # fmt: skip
+    model = GPT(config).eval()
+    state = {f"gpt.{key}": value for key, value in model.state_dict().items()}
+    state |= {f"vqgan.{key}": value for key, value in inside.model.state_dict().items()}
+    header = gpt_header(config, classes, inside, 70)
+    save_atomically({HEADER: header, "state_dict": state}, file)
+    return model
+
+
+def assert_same_state(found: torch.nn.Module, expected: torch.nn.Module) -> None:
+    mine, theirs = found.state_dict(), expected.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_a_vqgan_comes_back_as_it_was(tmp_path: Path) -> None:
+    saved = vqgan()
+    save_vqgan(saved, tmp_path / "v.ckpt")
+    found = read_vqgan(tmp_path / "v.ckpt")
+    assert_same_state(found.model, saved.model)
+    assert found.model.config == saved.model.config
+    assert (found.clip, found.rate, found.step) == (CLIP, 2.5, 40)
+    assert found.grid == (2, 4, 4)
+    assert found.model.fingerprint() == saved.model.fingerprint()
+    assert not found.model.training
+    video = torch.rand(1, 3, 4, 16, 16) - 0.5
+    assert torch.equal(load_vqgan(tmp_path / "v.ckpt").encode(video), saved.model.encode(video))
+
+
+def test_a_codebook_that_was_loaded_goes_on_where_it_was(tmp_path: Path) -> None:
+    saved = vqgan()
+    codebook, latents = saved.model.codebook.train(), torch.randn(3, 2, 3, 2, 2, 2)
+    codebook(latents[0])
+    codebook.update()
+    save_vqgan(saved, tmp_path / "v.ckpt")
+    found = load_vqgan(tmp_path / "v.ckpt").codebook
+    assert found.initialized
+    found.train()
+    for book in (codebook, found):
+        assert book.N.std() > 0
+        book(latents[1])
+        book.update()
+    assert_same_state(found, codebook)
+    assert (found.embeddings - latents[1].mean()).abs().max() > 0.01
+
+
+def test_a_gpt_comes_back_with_its_vqgan(tmp_path: Path) -> None:
+    inside = vqgan()
+    saved = save_gpt(tmp_path / "g.ckpt", inside)
+    found = read_gpt(tmp_path / "g.ckpt")
+    assert_same_state(found.model, saved)
+    assert_same_state(found.vqgan.model, inside.model)
+    assert found.model.config == saved.config
+    assert (found.classes, found.step) == (("a", "b"), 70)
+    assert (found.vqgan.clip, found.vqgan.rate) == (CLIP, 2.5)
+    assert found.vqgan.model.fingerprint() == inside.model.fingerprint()
+    condition, tokens = torch.tensor([[1]]), torch.tensor([[4, 0, 2]])
+    with torch.no_grad():
+        logits = load_gpt(tmp_path / "g.ckpt")(condition, tokens)
+        assert torch.equal(logits, saved(condition, tokens))
+    assert_same_state(load_vqgan(tmp_path / "g.ckpt"), inside.model)
+
+
+def test_a_run_folder_means_its_best_else_its_last(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint") as caught:
+        find_checkpoint(tmp_path)
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
+    save_vqgan(vqgan(1), tmp_path / "checkpoints" / "last.ckpt")
+    assert_same_state(load_vqgan(tmp_path), vqgan(1).model)
+    save_vqgan(vqgan(2), tmp_path / "checkpoints" / "best.ckpt")
+    assert_same_state(load_vqgan(tmp_path), vqgan(2).model)
+    assert_same_state(load_vqgan(tmp_path / "checkpoints" / "last.ckpt"), vqgan(1).model)
+
+
+def test_the_fingerprint_is_that_of_weights_and_codes() -> None:
+    base = vqgan().model.fingerprint()
+    assert vqgan().model.fingerprint() == base
+    assert vqgan(1).model.fingerprint() != base
+    moved = vqgan().model
+    moved.codebook.N.add_(3)
+    assert moved.fingerprint() == base
+    moved.codebook.embeddings[0, 0] += 1e-3
+    assert moved.fingerprint() != base
+
+
+def test_a_gpt_refuses_another_vqgan_with_both_fingerprints(tmp_path: Path) -> None:
+    own, other = vqgan(), vqgan(1)
+    save_gpt(tmp_path / "g.ckpt", own)
+    save_vqgan(own, tmp_path / "own.ckpt")
+    save_vqgan(other, tmp_path / "other.ckpt")
+    assert read_gpt(tmp_path / "g.ckpt", tmp_path / "own.ckpt").step == 70
+    with pytest.raises(CheckpointError) as caught:
+        read_gpt(tmp_path / "g.ckpt", tmp_path / "other.ckpt")
+    assert own.model.fingerprint() in caught.value.message
+    assert other.model.fingerprint() in caught.value.message
+    assert "--vqgan" in caught.value.hint
+
+
+def test_a_vqgan_is_no_gpt(tmp_path: Path) -> None:
+    save_vqgan(vqgan(), tmp_path / "v.ckpt")
+    with pytest.raises(CheckpointError, match=r"v\.ckpt holds a vqgan, expected a gpt") as caught:
+        load_gpt(tmp_path / "v.ckpt")
+    assert "tats gpt train" in caught.value.hint
+
+
+def changed(file: Path, **header: Any) -> Path:
+    saved = vqgan()
+    state = {f"vqgan.{key}": value for key, value in saved.model.state_dict().items()}
+    full = vqgan_header(saved.model.config, CLIP, 2.5, 40) | header
+    save_atomically({HEADER: full, "state_dict": state}, file)
+    return file
+
+
+def test_a_newer_format_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"f\.ckpt has format 99, .* up to 1") as caught:
+        load_vqgan(changed(tmp_path / "f.ckpt", format=99))
+    assert "update" in caught.value.hint
+
+
+def test_settings_that_do_not_hold_name_the_file(tmp_path: Path) -> None:
+    wrong = vqgan().model.config.model_dump() | {"codes": 1}
+    with pytest.raises(CheckpointError, match=r"f\.ckpt: its settings do not hold"):
+        load_vqgan(changed(tmp_path / "f.ckpt", config=wrong))
+
+
+def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    wrong = vqgan().model.config.model_dump() | {"embedding_dim": 7}
+    with pytest.raises(CheckpointError, match=r"shape \(5, 3\), expected \(5, 7\)") as caught:
+        load_vqgan(changed(tmp_path / "f.ckpt", config=wrong))
+    assert "f.ckpt" in caught.value.message
+
+
+def write_foreign(file: Path) -> None:
+    torch.save({"weights": torch.zeros(2), "epoch": 3}, file)
+
+
+def write_list(file: Path) -> None:
+    torch.save([torch.zeros(2)], file)
+
+
+def write_cut(file: Path) -> None:
+    save_vqgan(vqgan(), file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def write_text(file: Path) -> None:
+    file.write_text("no checkpoint at all\n")
+
+
+def write_nothing(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def write_stripped(file: Path) -> None:
+    """A published file without most of it."""
+    torch.save({"state_dict": {}, "hyper_parameters": {"args": Namespace(n_codes=3)}}, file)
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (write_foreign, "epoch, weights"),
+        (write_list, "list"),
+        (write_cut, "damaged|cannot read"),
+        (write_text, "refused|damaged"),
+        (write_nothing, "damaged"),
+        (write_stripped, "lacks its setting"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path: Path, write: Any, says: str) -> None:
+    file = tmp_path / "some.ckpt"
+    write(file)
+    for load in (load_vqgan, load_gpt):
+        if write is write_stripped and load is load_gpt:
+            says = "holds a VQGAN"
+        with pytest.raises(CheckpointError, match=says) as caught:
+            load(file)
+        assert str(file) in caught.value.message
+
+
+def test_a_missing_path_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere does not exist") as caught:
+        load_gpt(tmp_path / "nowhere")
+    assert caught.value.hint
+
+
+class Hostile:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch '{self.mark}'",)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_code_in_a_file_is_not_run(tmp_path: Path, form: str) -> None:
+    file, mark = tmp_path / "evil.ckpt", tmp_path / "was here"
+    content = {HEADER: {"format": 1}, "state_dict": {}, "callbacks": Hostile(mark)}
+    if form == "torch":
+        torch.save(content, file)
+    else:
+        file.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(CheckpointError, match="refused") as caught:
+        load_vqgan(file)
+    assert not mark.exists()
+    assert str(file) in caught.value.message
+    if form == "torch":
+        assert "posix.system" in caught.value.message
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_disk_as_torch_says_it(content: Any, stream: Any) -> None:
+    stream.write(b"PK half of it")
+    raise RuntimeError("unexpected pos 8640 vs 8534")
+
+
+def killed(content: Any, stream: Any) -> None:
+    stream.write(b"PK half of it")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "raises"),
+    [
+        ("os.fsync", full_disk, CheckpointError),
+        ("torch.save", full_disk, CheckpointError),
+        ("torch.save", full_disk_as_torch_says_it, CheckpointError),
+        ("torch.save", killed, KeyboardInterrupt),
+    ],
+)
+def test_a_write_that_fails_leaves_the_file_before_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, what: Any, raises: Any
+) -> None:
+    file = tmp_path / "v.ckpt"
+    save_vqgan(vqgan(1), file)
+    monkeypatch.setattr(where, what)
+    with pytest.raises(raises) as caught:
+        save_vqgan(vqgan(2), file)
+    monkeypatch.undo()
+    if raises is CheckpointError:
+        assert str(file) in caught.value.message
+        assert "space" in str(caught.value.message + caught.value.hint)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.ckpt"]
+    assert_same_state(load_vqgan(file), vqgan(1).model)
+
+
+def test_a_folder_that_is_a_file_is_an_error_with_the_path(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot write .*taken/v\.ckpt"):
+        save_vqgan(vqgan(), tmp_path / "taken" / "v.ckpt")
+
+
+def test_others_may_read_a_checkpoint(tmp_path: Path) -> None:
+    save_vqgan(vqgan(), tmp_path / "deep" / "er" / "v.ckpt")
+    assert stat.S_IMODE((tmp_path / "deep" / "er" / "v.ckpt").stat().st_mode) == 0o644

@@ -1,0 +1,60 @@
+"""Losses by hand."""
+
+import math
+
+import pytest
+import torch
+
+from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.core.training.gpt import token_loss
+from tatscli.core.training.losses import feature_matching, hinge, pick_frames, ramp, vanilla
+
+
+def test_hinge_by_hand() -> None:
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0])
+    assert hinge(real, fake).item() == pytest.approx(0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1) / 2))
+
+
+def test_vanilla_is_binary_cross_entropy() -> None:
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.0, 3.0])
+    chance = torch.sigmoid(torch.cat([real, fake]))
+    by_hand = -(chance[:2].log().mean() + (1 - chance[2:]).log().mean()) / 2
+    assert vanilla(real, fake).item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_feature_matching_leaves_out_the_logits_and_the_gradient_of_the_real() -> None:
+    fake = [torch.zeros(2, 3, requires_grad=True) for _ in range(3)]
+    real = [torch.full((2, 3), value, requires_grad=True) for value in (1.0, -4.0, 100.0)]
+    distance = feature_matching(real, fake)
+    assert distance.item() == pytest.approx(5.0)
+    distance.backward()
+    assert all(part.grad is None for part in real)
+    assert fake[0].grad is not None
+    assert fake[2].grad is None
+
+
+def test_a_frame_is_picked_from_each_clip() -> None:
+    video = torch.arange(2 * 3 * 4 * 1 * 1).view(2, 3, 4, 1, 1)
+    assert pick_frames(video, torch.tensor([3, 1])).flatten(1).tolist() == [
+        [3, 7, 11],
+        [13, 17, 21],
+    ]
+
+
+def test_the_ramp_rises_from_its_start_to_one() -> None:
+    assert [ramp(step, 4, 3) for step in range(3, 10)] == [0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert [ramp(step, 2, 0) for step in (1, 2, 3)] == [0, 1, 1]
+
+
+def test_the_token_loss_expects_no_id_of_the_condition() -> None:
+    config = GPTConfig(
+        layers=1, heads=1, width=2, codes=3, grid=(1, 1, 2), block_size=2,
+        condition=ConditionLayout.labels(1),
+    )  # fmt: skip
+    logits = torch.zeros(1, 2, 5)
+    logits[..., :2] = 50.0  # of the class and the null id
+    codes = torch.tensor([[2, 0]])
+    assert token_loss(logits, codes, config).item() == pytest.approx(math.log(3))
+    logits[0, 0, 4] = 9.0
+    expected = (math.log(2 + math.exp(9)) - 9 + math.log(3)) / 2
+    assert token_loss(logits, codes, config).item() == pytest.approx(expected, rel=1e-5)
