@@ -4,8 +4,6 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
-
 from tatscli.app.data import synthesise
 from tatscli.config.synth import SynthConfig
 
@@ -20,22 +18,21 @@ def commands(heading: str) -> list[str]:
 
 
 def test_the_commands_for_own_videos_run_one_after_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tats
+    tmp_path: Path, tats
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TATS_CACHE", str(tmp_path / "cache"))
     synth = SynthConfig(train_videos=1, test_videos=1, classes=2, size=64, video_frames=32)
     synthesise(tmp_path / "VIDEOS", synth)
     lines = commands("Your own videos")
     assert len(lines) == 7
     for line in lines:
-        # Fewer steps and no worker processes: this is about the words, not the result.
-        line = line.replace("--max-steps 200", "--max-steps 2 --workers 0 --device cpu")
+        # Fewer steps and samples, no worker processes: this is about the words, not the result.
+        line = line.replace("--max-steps 200", "--max-steps 1 --workers 0 --val-clips 1")
+        line = line.replace("--name", "--samples 2 --name")
         program, *arguments = shlex.split(line)
         assert program == "tats"
         outcome = tats(*arguments)
-        assert outcome.exit_code == 0, (line, outcome.stderr)
-    assert len(list((tmp_path / "samples" / "long").glob("sample-*.mp4"))) == 16
+        assert outcome.code == 0, (line, outcome.err)
+    assert len(list((tmp_path / "samples" / "long").glob("sample-*.mp4"))) == 2
     assert (tmp_path / "samples" / "short" / "grid.png").is_file()
 
 
@@ -47,7 +44,9 @@ def test_the_gate_runs_the_readme_test_command() -> None:
 
 
 def test_every_command_is_in_the_table() -> None:
-    named = set(re.findall(r"`tats ((?:[a-z]+ ?){1,2})", README.split("## Commands")[1]))
     surface = (Path(__file__).parent / "golden" / "surface.txt").read_text(encoding="utf-8")
-    for command in re.findall(r"^tats ([a-z ]+?)$", surface, re.MULTILINE):
-        assert command.strip() in {name.strip() for name in named}, command
+    commands = re.findall(r"^tats ([a-z ]+)$", surface, re.MULTILINE)
+    leaves = [c for c in commands if not any(other.startswith(f"{c} ") for other in commands)]
+    assert len(leaves) >= 12
+    table = README.split("\n## Commands\n")[1].split("\n\n")[0]
+    assert [leaf for leaf in leaves if f"`tats {leaf}" not in table] == []

@@ -37,8 +37,10 @@ from tatscli.errors import DataError
 
 SYNTH = SynthConfig(size=32, train_videos=64, test_videos=8, video_frames=32, rate=8)
 SAMPLES = 16
-LONG = 16
-"""Latent frames of the long samples: four times the training length."""
+GPT_FRAMES = 8
+"""Frames of the clips that the GPT is trained on; the VQGAN sees twice as many."""
+LONG = 32
+"""Latent frames of the long samples: four times the longest training clip."""
 CONTEXT = 3
 """Latent frames that each new one is generated from."""
 ENCODE_STRIDE = 2
@@ -114,7 +116,7 @@ def demo(folder: Path, config: DemoConfig, reporter: Reporter | None = None) -> 
         tokens = encode(
             EncodeConfig.model_validate(
                 {
-                    "data": {"data": folder / "data"},
+                    "data": {"data": folder / "data", "sequence_length": GPT_FRAMES},
                     "encode": {
                         "vqgan": stage_one.run,
                         "out": folder / "tokens",
@@ -265,8 +267,9 @@ def _write_page(
     sections = [
         page.Section(
             "Long samples",
-            f"{lengthy.frames} frames each, {LONG // 4} times the length the models were trained "
-            "on: a window slides over latent frames. Every video is new; its class was asked for.",
+            f"{lengthy.frames} frames each, {lengthy.frames // brief.frames} times the length the "
+            "GPT was trained on: a window slides over latent frames. Every video is new; its class "
+            "was asked for.",
             page.row(
                 page.video(lengthy.grid, f"{lengthy.samples} samples"),
                 page.image(lengthy.picture, "Eight frames of each, from first to last"),
@@ -274,7 +277,7 @@ def _write_page(
         ),
         page.Section(
             "Short samples",
-            f"{brief.frames} frames, the length of training.",
+            f"{brief.frames} frames, the length of the GPT's training.",
             page.row(
                 page.video(brief.grid, f"{brief.samples} samples"),
                 page.image(brief.picture, "The frames of each"),

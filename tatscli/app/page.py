@@ -20,9 +20,10 @@ h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.
 p { margin: .3rem 0 1rem; color: var(--soft); max-width: 46rem; }
 figure { margin: 0; padding: .8rem; background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; overflow-x: auto; }
-figure img, figure video { display: block; max-width: 100%; image-rendering: pixelated; }
+figure img, figure video { display: block; width: 100%; image-rendering: pixelated; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .5rem; }
-.row { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
+.row { display: grid; gap: 1rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
 table { border-collapse: collapse; width: 100%; }
 td { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); }
 td:last-child { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }

@@ -40,7 +40,9 @@ from tatscli.core.sampling.generate import Chances, class_condition, generate_lo
 from tatscli.errors import CheckpointError, ConfigError, DataError
 
 GRID_SAMPLES = 16
-"""Samples in the picture of all."""
+"""Samples in the video of many side by side."""
+STRIP_SAMPLES = 8
+"""Samples in the still, one row of frames each."""
 
 
 @dataclass(frozen=True)
@@ -345,7 +347,7 @@ def _write_folder(
     first = torch.cat(shown)
     clips = enlarged(first)
     write_video(folder / "grid.mp4", tile(clips), rate)
-    write_png(folder / "grid.png", strip(clips))
+    write_png(folder / "grid.png", strip(clips[:STRIP_SAMPLES]))
     write_atomically(
         folder / LISTING,
         json.dumps({"frame_rate": rate, "settings": settings, "samples": listed}, indent=2) + "\n",

@@ -262,6 +262,8 @@ def _quieten() -> None:
         ".*GPU available but not used.*",
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*your dataloader is not resumable.*",
+        ".*in eval mode at the start of training.*",
         ".*`broadcast_buffers` is deprecated.*",
         ".*Grad strides do not match bucket view strides.*",
     ):

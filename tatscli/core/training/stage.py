@@ -99,9 +99,7 @@ class Stage(LightningModule):
         """Count the mean figures of some validation clips into those of all."""
         for name, mean in {"clips": torch.ones((), device=self.device), **figures}.items():
             total = mean.detach().float() * clips
-            self._validated[name] = (
-                self._validated[name] + total if name in self._validated else total
-            )
+            self._validated[name] = self._validated.get(name, 0.0) + total
 
     def on_validation_epoch_end(self) -> None:
         """Log means over the clips of all processes.
