@@ -12,18 +12,28 @@ if TYPE_CHECKING:
     from tatscli.app.sample import sample_short as sample_short
     from tatscli.core.checkpoint import load_gpt as load_gpt
     from tatscli.core.checkpoint import load_vqgan as load_vqgan
+    from tatscli.core.models.gpt import condition_ids as condition_ids
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "load_vqgan": "tatscli.core.checkpoint",
     "load_gpt": "tatscli.core.checkpoint",
+    "condition_ids": "tatscli.core.models.gpt",
     "sample_short": "tatscli.app.sample",
     "sample_long": "tatscli.app.sample",
     "fvd": "tatscli.app.evaluate",
 }
 
-__all__ = ["__version__", "fvd", "load_gpt", "load_vqgan", "sample_long", "sample_short"]
+__all__ = [
+    "__version__",
+    "condition_ids",
+    "fvd",
+    "load_gpt",
+    "load_vqgan",
+    "sample_long",
+    "sample_short",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,17 @@ Every error says what is wrong, with the numbers and the path, and carries a hin
 option that mends it. The command line prints both and exits with code 1, without a traceback.
 """
 
+import errno
+
+DISK_HINTS = {
+    errno.ENOSPC: "free some space, or write elsewhere with --out",
+    errno.EDQUOT: "free some space of your quota, or write elsewhere with --out",
+    errno.EROFS: "write elsewhere with --out",
+    errno.EACCES: "check the permissions, or write elsewhere with --out",
+    errno.ENOTDIR: "a part of this path is a file",
+}
+"""What helps where the system refuses to write, by its number for the reason."""
+
 
 class TatsError(Exception):
     """A problem the user can solve.

@@ -112,8 +112,9 @@ except SystemExit:
             "train",
         ),
         (["data", "check", "--frames"], {}, ""),
+        (["gpt", "train", "--data", "x", "--gpus", "4", "--dry-run"], {}, "gpus: 4"),
     ],
-    ids=["help", "help of a command", "completion", "usage error"],
+    ids=["help", "help of a command", "completion", "usage error", "dry run"],
 )
 def test_what_answers_at_once_loads_no_torch(arguments, environment, shown):
     done = subprocess.run(

@@ -17,9 +17,7 @@ def commands(heading: str) -> list[str]:
     return [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
 
 
-def test_the_commands_for_own_videos_run_one_after_the_other(
-    tmp_path: Path, tats
-) -> None:
+def test_the_commands_for_own_videos_run_one_after_the_other(tmp_path: Path, tats) -> None:
     synth = SynthConfig(train_videos=1, test_videos=1, classes=2, size=64, video_frames=32)
     synthesise(tmp_path / "VIDEOS", synth)
     lines = commands("Your own videos")

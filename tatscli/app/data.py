@@ -19,6 +19,7 @@ from tatscli.core.data.clips import (
     FixedClips,
     TrainClips,
     every_clip,
+    grid_length,
     spread_clips,
 )
 from tatscli.core.data.index import Problem, VideoEntry, VideoIndex, build_index
@@ -64,9 +65,9 @@ class VideoClips:
         """Videos that are left out."""
         return [*self.index.problems, *self.train.problems, *self.val.problems]
 
-    def training(self, seed: int) -> TrainClips:
-        """Clips with random starts."""
-        return TrainClips(self.train, seed)
+    def training(self, seed: int, strict: bool) -> TrainClips:
+        """Clips with random starts; ``strict``: one that cannot be decoded is an error."""
+        return TrainClips(self.train, seed, strict)
 
     def spread(self, split: Split, count: int) -> FixedClips:
         """At most so many fixed clips, spread evenly over a split."""
@@ -89,7 +90,11 @@ class VideoClips:
                 f"{self.index.root}: no {name} video that can be read",
                 "'tats data check' names what cannot",
             )
-        return ClipSource(entries, self.index.root, self.clip)
+        try:
+            return ClipSource(entries, self.index.root, self.clip)
+        except DataError as error:
+            fits = longest_clip(self.index.entries, self.clip)
+            raise DataError(error.message, length_hint(fits)) from None
 
 
 def open_videos(root: Path, clip: ClipConfig, strict: bool, reporter: Reporter) -> VideoClips:
@@ -112,6 +117,21 @@ def open_videos(root: Path, clip: ClipConfig, strict: bool, reporter: Reporter) 
         raise DataError(f"{root}/{first.path}: {first.reason}", "leave out --strict")
     name_problems(clips.problems, reporter)
     return clips
+
+
+def longest_clip(entries: Iterable[VideoEntry], clip: ClipConfig) -> int:
+    """Frames that clips can span in both splits; 0 where there are none."""
+    lengths: dict[str, int] = {}
+    for entry in entries:
+        own = grid_length(entry, clip.frame_rate)
+        lengths[entry.split] = max(lengths.get(entry.split, 0), own)
+    fits = min(lengths.values(), default=0)
+    return fits - fits % clip.sample_every_n_frames
+
+
+def length_hint(fits: int) -> str:
+    """What helps where videos are too short, given the ``longest_clip``."""
+    return f"--sequence-length {fits} or less fits both splits" if fits else "add longer videos"
 
 
 def name_problems(problems: Iterable[Problem], reporter: Reporter) -> None:
@@ -174,6 +194,7 @@ class CheckResult:
         sizes: Videos of each size as displayed.
         rates: Videos of each frame rate.
         clips: Places of training clips in an epoch.
+        longest_clip: Frames that clips can span in both splits.
         unreadable: What cannot be opened or decoded, with the reason.
         too_short: What is shorter than a clip.
         double: Groups of files with the same content.
@@ -189,6 +210,7 @@ class CheckResult:
     sizes: dict[str, int]
     rates: dict[str, int]
     clips: int
+    longest_clip: int
     unreadable: list[str]
     too_short: list[str]
     double: list[str]
@@ -204,7 +226,7 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
     """Decode every frame of a dataset and say what is wrong with it.
 
     Raises:
-        DataError: Nothing usable is left, or ``config.strict`` and anything is wrong.
+        DataError: No video can be decoded, or ``config.strict`` and anything is wrong.
     """
     reporter = reporter or Silent()
     with reporter.task("indexing", "videos") as task:
@@ -255,6 +277,7 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         sizes=_counts(f"{entry.info.width}x{entry.info.height}" for entry in once),
         rates=_counts(f"{entry.info.rate:.4g}" for entry in once),
         clips=clips,
+        longest_clip=longest_clip(usable, clip),
         unreadable=unreadable,
         too_short=too_short,
         double=double,
@@ -263,6 +286,8 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
     if config.strict and not result.sound:
         wrong = [*unreadable, *too_short, *double, *in_both]
         raise DataError(f"{folder}: {len(wrong)} problems; the first: {wrong[0]}")
+    if result.sound:
+        reporter.note("nothing is wrong")
     return result
 
 

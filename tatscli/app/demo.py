@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from tatscli.app import page
 from tatscli.app.data import VideoClips, open_videos, synthesise
+from tatscli.app.devices import choose_device
 from tatscli.app.encode import EncodeResult, encode
 from tatscli.app.evaluate import FVDResult, evaluate_fvd
 from tatscli.app.pictures import save_reconstructions
@@ -30,10 +31,10 @@ from tatscli.config.synth import SynthConfig
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
 from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan
 from tatscli.core.data.tokens import TokenDataset
+from tatscli.core.files import claim_empty
 from tatscli.core.metrics.baselines import best_constant_image, bigram_loss
 from tatscli.core.metrics.probe import ShapeProbe, train_probe
 from tatscli.core.metrics.reconstruction import psnr
-from tatscli.errors import DataError
 
 SYNTH = SynthConfig(size=32, train_videos=64, test_videos=8, video_frames=32, rate=8)
 SAMPLES = 16
@@ -98,13 +99,12 @@ def demo(folder: Path, config: DemoConfig, reporter: Reporter | None = None) -> 
         DataError: The folder is not empty.
     """
     reporter = reporter or Silent()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(
-            f"{folder} exists and is not empty; nothing was overwritten",
-            "give another folder: tats demo DIR",
-        )
+    claim_empty(folder, "give another folder: tats demo DIR")
     clock = _Clock()
-    device = {"device": config.device}
+    # One device for all stages: training would take every GPU there is.
+    chosen = choose_device(config.device).type
+    config = config.model_copy(update={"device": chosen})
+    device = {"device": chosen}
     with clock.stage("data"):
         synthesise(folder / "data", SYNTH.model_copy(update={"seed": config.seed}), reporter)
     with clock.stage("vqgan"):
@@ -112,6 +112,7 @@ def demo(folder: Path, config: DemoConfig, reporter: Reporter | None = None) -> 
             _trained(VQGANTrainConfig, "vqgan", config, folder / "data", folder / "vqgan"),
             reporter=reporter,
         )
+        _stop_where_told(stage_one)
     with clock.stage("encode"):
         tokens = encode(
             EncodeConfig.model_validate(
@@ -132,6 +133,7 @@ def demo(folder: Path, config: DemoConfig, reporter: Reporter | None = None) -> 
             _trained(GPTTrainConfig, "gpt", config, folder / "tokens", folder / "gpt"),
             reporter=reporter,
         )
+        _stop_where_told(stage_two)
     common = {
         "gpt": stage_two.run,
         "out": folder / "samples",
@@ -168,6 +170,12 @@ def demo(folder: Path, config: DemoConfig, reporter: Reporter | None = None) -> 
     return result
 
 
+def _stop_where_told(stage: TrainResult) -> None:
+    """A stage that a signal ended has saved; the demo ends with it."""
+    if stage.signal:
+        raise KeyboardInterrupt
+
+
 def _trained(model: type[Any], kind: str, config: DemoConfig, data: Path, out: Path) -> Any:
     """Settings of a training run: the demo preset with its own data and folder."""
     preset = read_preset(kind, "demo")
@@ -200,7 +208,8 @@ def _judge(
     classes = len(videos.index.classes)
     probe = train_probe(_frames(train), _each_frame(train_labels, train), classes, config.seed)
     made = _reconstructed(vqgan, held)
-    save_reconstructions(held[:4], made[:4], folder / "reconstructions", videos.rate)
+    some = slice(None, None, max(1, len(held) // 4))
+    save_reconstructions(held[some], made[some], folder / "reconstructions", videos.rate)
     constant = best_constant_image(held)[None, :, None].expand_as(held)
     samples, names = read_samples(lengthy.folder)
     labels = torch.tensor([videos.index.classes.index(name) for name in names])

@@ -45,7 +45,7 @@ def place_training(compute: ComputeConfig) -> Placement:
     if device == "cuda":
         processes = compute.gpus or (visible if compute.device == "auto" else 1)
     else:
-        processes = compute.devices
+        processes = compute.devices if device == "cpu" else 1
     return Placement(
         accelerator=device,  # type: ignore[arg-type]  # choose_device gives no other
         processes=processes,
@@ -54,9 +54,34 @@ def place_training(compute: ComputeConfig) -> Placement:
     )
 
 
-def asked_processes(compute: ComputeConfig) -> int:
-    """Processes of a run as far as the settings tell, without looking at the machine."""
-    return max(1, compute.gpus or compute.devices) * compute.nodes
+def placement_notes(compute: ComputeConfig, placement: Placement) -> list[str]:
+    """Which options mean nothing where a run is."""
+    notes = []
+    given = compute.model_fields_set
+    # Where all are given, they are the resolved settings of another run.
+    typed = "sync_batchnorm" in given and given != set(ComputeConfig.model_fields)
+    if typed and compute.sync_batchnorm and not _several_gpus(placement):
+        notes.append("--sync-batchnorm has no effect without several GPUs")
+    if compute.devices > 1 and placement.accelerator != "cpu":
+        notes.append(
+            f"--devices {compute.devices} has no effect: it counts processes of --device cpu, "
+            f"and this run is on {placement.accelerator}"
+        )
+    return notes
+
+
+def batch_norm_notes(compute: ComputeConfig, placement: Placement) -> list[str]:
+    """Whether processes train with batch statistics of their own."""
+    if placement.world == 1 or (_several_gpus(placement) and compute.sync_batchnorm):
+        return []
+    return [
+        f"each of {placement.world} processes keeps its own statistics of batch norm, and "
+        "checkpoints hold those of the first; --norm-type group has none"
+    ]
+
+
+def _several_gpus(placement: Placement) -> bool:
+    return placement.accelerator == "cuda" and placement.world > 1
 
 
 def _precision(asked: str, device: str) -> Literal["32-true", "bf16-mixed"]:

@@ -26,6 +26,7 @@ from tatscli.core.data.tokens import (
     TokenUnit,
     TokenWriter,
     read_manifest,
+    verify,
 )
 from tatscli.core.data.video import to_uint8, write_video
 from tatscli.core.training.engine import choose_workers
@@ -117,7 +118,7 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
     """
     reporter = reporter or Silent()
     options = config.decode
-    manifest = read_manifest(tokens)
+    manifest = open_tokens(tokens)
     vqgan = read_vqgan(options.vqgan or tokens)
     check_fingerprint(manifest, vqgan, tokens, options.vqgan)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
@@ -164,6 +165,21 @@ def clips_for(data: GPTDataConfig, vqgan: TrainedVQGAN) -> tuple[ClipConfig, tup
         raise ConfigError(option + problem["msg"].removeprefix("Value error, ")) from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def open_tokens(folder: Path) -> TokenManifest:
+    """What a token dataset holds, once its shards are found to be as they were written.
+
+    Raises:
+        DataError: It is absent, incomplete or damaged; the message names the first bad shard.
+    """
+    manifest = read_manifest(folder)
+    if damaged := verify(folder):
+        raise DataError(
+            f"{folder}/{damaged[0].path}: {damaged[0].reason}",
+            "run the same 'tats encode' with a new --out folder",
+        )
+    return manifest
 
 
 def check_fingerprint(

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from statistics import median
 
 from tatscli.app.data import name_problems, problem_of
 from tatscli.app.devices import choose_device
 from tatscli.app.reporting import Reporter, Silent, Task
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDConfig, FVDOptions
+from tatscli.config.files import from_arguments
 from tatscli.core import weights
 from tatscli.core.data.clips import Address, ClipSource
 from tatscli.core.data.index import Problem, VideoEntry, build_index
@@ -24,6 +26,8 @@ LISTING = "samples.json"
 """What tats sample writes beside its samples, so that nothing else is taken for one."""
 LEAST_FRAMES = 9
 """Frames that I3D needs."""
+SAME_RATE = 0.05
+"""Part by which frame rates may differ without a warning."""
 RECOMMENDED = 2048
 """Videos on each side below which the Fréchet distance is dominated by its bias."""
 
@@ -81,13 +85,13 @@ def fvd(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
+        ConfigError: An argument is out of range.
         CheckpointError: The I3D file is not there; ``tats weights fetch i3d`` gets it.
     """
-    config = FVDConfig.model_validate(
-        {
-            "fvd": {"protocol": protocol, "frames": frames, "resolution": resolution},
-            "compute": {"device": device},
-        }
+    config = from_arguments(
+        FVDConfig,
+        fvd={"protocol": protocol, "frames": frames, "resolution": resolution},
+        compute={"device": device},
     )
     return evaluate_fvd(Path(real), Path(fake), config).value
 
@@ -100,6 +104,7 @@ def evaluate_fvd(
     *,
     real_name: str = "",
     real_stride: int = 1,
+    real_rate: float = 0.0,
 ) -> FVDResult:
     """Compare two folders.
 
@@ -110,15 +115,19 @@ def evaluate_fvd(
         reporter: Told about progress and about what is left out.
         real_name: Name of the real videos in the result.
         real_stride: Keep every n-th frame of the real videos.
+        real_rate: Frames per second at which they are read, before that, where the settings have
+            no rate for both sides; 0 keeps their own.
     """
     reporter = reporter or Silent()
     options = config.fvd
     device = choose_device(config.compute.device)
     model = _network(options)
     sides = [
-        _Side(real, options, real_stride, reporter),
-        _Side(fake, options, 1, reporter),
+        _Side(real, options, real_stride, options.frame_rate or real_rate, reporter),
+        _Side(fake, options, 1, options.frame_rate, reporter),
     ]
+    if not options.frame_rate:
+        _compare_rates(sides, reporter)
     if not options.resolution:
         _check_sizes(sides)
     features = []
@@ -156,7 +165,9 @@ def evaluate_fvd(
 class _Side:
     """One of the two sets: its videos, one clip of each at a start fixed by seed and path."""
 
-    def __init__(self, root: Path, options: FVDOptions, stride: int, reporter: Reporter) -> None:
+    def __init__(
+        self, root: Path, options: FVDOptions, stride: int, rate: float, reporter: Reporter
+    ) -> None:
         self.root, self._options = root, options
         self.undecodable: list[Problem] = []
         listed = _listed(root)
@@ -174,7 +185,7 @@ class _Side:
             resolution=options.resolution or 8,
             sequence_length=options.frames * stride,
             sample_every_n_frames=stride,
-            frame_rate=options.frame_rate,
+            frame_rate=rate,
         )
         self._source = ClipSource(whole, index.root, clip)
         self.left_out = [*unread, *self._source.problems]
@@ -193,6 +204,13 @@ class _Side:
     def entries(self) -> list[VideoEntry]:
         """The videos in use."""
         return [self._source.entries[i] for i in self._chosen]
+
+    @property
+    def rate(self) -> float:
+        """Median frames per second of the clips; 0 where folders of frames do not tell."""
+        clip = self._source.clip
+        own = [entry.info.rate for entry in self.entries if entry.kind == "file"]
+        return (clip.frame_rate or (median(own) if own else 0.0)) / clip.sample_every_n_frames
 
     def clips(self, task: Task) -> Iterator[Frames]:
         """One clip of each video; what cannot be decoded is left out and kept by name."""
@@ -245,6 +263,16 @@ def _check_sizes(sides: list[_Side]) -> None:
             f"videos of different sizes: {path} is {first[0]}x{first[1]}, "
             f"{other} is {second[0]}x{second[1]}",
             "bring both sides to one size with --resolution N",
+        )
+
+
+def _compare_rates(sides: list[_Side], reporter: Reporter) -> None:
+    """Motion at another speed is another motion to the network."""
+    real, fake = (side.rate for side in sides)
+    if real and fake and abs(real - fake) > SAME_RATE * max(real, fake):
+        reporter.warn(
+            f"real videos of {real:.4g} frames per second, samples of {fake:.4g}: different "
+            "speeds raise the distance; --frame-rate reads both sides at one"
         )
 
 

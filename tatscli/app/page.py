@@ -76,9 +76,7 @@ def image(file: Path, caption: str) -> str:
 def video(file: Path, caption: str) -> str:
     """A video inside the page, playing by itself in a loop."""
     source = _inline(file, "video/mp4")
-    return _figure(
-        f'<video src="{source}" autoplay loop muted playsinline controls></video>', caption
-    )
+    return _figure(f'<video src="{source}" autoplay loop muted playsinline></video>', caption)
 
 
 def figures_table(figures: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ def save_reconstructions(video: Tensor, made: Tensor, stem: Path, rate: float) -
         stem: File name without suffix.
         rate: Frames per second; 0 for the default.
     """
-    originals, copies = enlarged(video), enlarged(made)
+    originals, copies = enlarged(to_uint8(video)), enlarged(to_uint8(made))
     pairs = [frames for both in zip(originals, copies, strict=True) for frames in both]
     write_png(stem.with_suffix(".png"), strip(np.stack(pairs)))
     beside = np.concatenate([originals, copies], axis=3)
@@ -43,14 +43,13 @@ def save_samples(video: Tensor, stem: Path, rate: float) -> None:
         stem: File name without suffix.
         rate: Frames per second; 0 for the default.
     """
-    clips = enlarged(video)
+    clips = enlarged(to_uint8(video))
     write_png(stem.with_suffix(".png"), strip(clips))
     write_video(stem.with_suffix(".mp4"), tile(clips), rate or DEFAULT_RATE)
 
 
-def enlarged(video: Tensor) -> Frames:
-    """Clips as uint8 (B, T, H, W, 3), small ones enlarged by a whole factor."""
-    frames = to_uint8(video)
+def enlarged(frames: Frames) -> Frames:
+    """Clips, uint8 (B, T, H, W, 3), small ones enlarged by a whole factor."""
     factor = max(1, -(-SMALLEST_SIDE // min(frames.shape[2], frames.shape[3])))
     larger: Frames = frames.repeat(factor, axis=2).repeat(factor, axis=3)
     return larger

@@ -22,10 +22,10 @@ import torch
 from tatscli import __version__
 from tatscli.config.base import Config
 from tatscli.config.files import dump
-from tatscli.core.checkpoint import SUFFIX
+from tatscli.core.files import UNFINISHED, claim_empty, written_whole
 from tatscli.errors import RunError
 
-PACKAGES = ("torch", "lightning", "torchvision", "av", "numpy")
+PACKAGES = ("torch", "lightning", "av", "numpy")
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,9 @@ class RunFolder:
         run = cls(path)
         if _is_helper_process():
             return run
+        hint = f"continue that run with --resume {path}, or choose another --out"
+        claim_empty(path, hint, RunError)
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise RunError(
-                    f"{path} exists and is not empty; nothing was overwritten",
-                    f"continue that run with --resume {path}, or choose another --out",
-                )
             run.samples.mkdir(parents=True)
         except OSError as error:
             raise RunError(f"cannot create {path}: {error.strerror}", "choose --out") from None
@@ -87,7 +84,7 @@ class RunFolder:
             )
         if not _is_helper_process():
             run.samples.mkdir(exist_ok=True)
-            for unfinished in run.last.parent.glob(f".*{SUFFIX}.tmp"):  # of a run that was killed
+            for unfinished in run.last.parent.glob(UNFINISHED):
                 unfinished.unlink()
         return run
 
@@ -139,12 +136,8 @@ def write_atomically(file: Path, text: str) -> None:
     Raises:
         RunError: It cannot be written.
     """
-    aside = file.with_name(f".{file.name}.tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(file)
-    except OSError as error:
-        raise RunError(f"cannot write {file}: {error.strerror}") from None
+    with written_whole(file, RunError) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _is_helper_process() -> bool:

@@ -1,4 +1,8 @@
-"""Sampling: new videos as tensors, and as folders of files."""
+"""Sampling: new videos as tensors, and as folders of files.
+
+T frames, H W pixels. Into a folder, videos are decoded in pieces and kept as uint8, one at a time,
+besides the first seconds of those in the grid.
+"""
 
 import json
 import os
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +19,10 @@ from tatscli.app.devices import choose_device
 from tatscli.app.evaluate import LEAST_FRAMES, LISTING, FVDResult, evaluate_fvd
 from tatscli.app.pictures import DEFAULT_RATE, enlarged, strip
 from tatscli.app.reporting import Reporter, Silent, Task
-from tatscli.app.run import write_atomically
+from tatscli.app.run import RunFolder, write_atomically
+from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDConfig, FVDOptions
+from tatscli.config.files import from_arguments
 from tatscli.config.sample import (
     FilterConfig,
     RealDataConfig,
@@ -26,6 +33,7 @@ from tatscli.config.sample import (
 from tatscli.core import weights
 from tatscli.core.checkpoint import TrainedGPT, find_checkpoint, read_gpt
 from tatscli.core.data.video import (
+    Frames,
     probe,
     read_frames,
     tile,
@@ -34,6 +42,7 @@ from tatscli.core.data.video import (
     write_png,
     write_video,
 )
+from tatscli.core.files import claim_empty, unwritable
 from tatscli.core.sampling.decode import decode_stream
 from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import Chances, class_condition, generate_long, generate_window
@@ -41,6 +50,8 @@ from tatscli.errors import CheckpointError, ConfigError, DataError
 
 GRID_SAMPLES = 16
 """Samples in the video of many side by side."""
+GRID_FRAMES = 256
+"""Frames of each of them, from its beginning."""
 STRIP_SAMPLES = 8
 """Samples in the still, one row of frames each."""
 
@@ -55,7 +66,7 @@ class SampleResult:
         frames: Frames of each.
         size: Side of the frames in pixels.
         frame_rate: Frames per second of the files.
-        grid: Video of the first samples side by side.
+        grid: Video of the first 16 samples side by side, of 256 frames at most.
         picture: The same as a still: one row of frames a sample.
         fvd: Distance to real videos, where it was asked for.
     """
@@ -103,12 +114,20 @@ def sample_short(
 
     Returns:
         float32 (samples, C, T, H, W) in [-0.5, 0.5].
+
+    Raises:
+        ConfigError: An argument is out of range.
+        CheckpointError: There is no GPT.
     """
+    config = from_arguments(
+        SampleShortConfig,
+        sample={"gpt": gpt, "samples": samples, "seed": seed, "batch_size": batch_size},
+        filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
+        compute={"device": device},
+    )
     trained = read_gpt(Path(gpt))
     length = _Length(trained.model.config.grid[0], 1)
-    return _as_tensor(
-        trained, samples, length, seed, TokenFilter(temperature, top_k, top_p), batch_size, device
-    )
+    return _as_tensor(trained, length, config.sample, config.filter, device)
 
 
 def sample_long(
@@ -140,12 +159,22 @@ def sample_long(
 
     Returns:
         float32 (samples, C, T, H, W) in [-0.5, 0.5].
+
+    Raises:
+        ConfigError: An argument is out of range, or the context too long for the model.
+        CheckpointError: There is no GPT.
     """
+    config = from_arguments(
+        SampleLongConfig,
+        {"temporal_sample_pos": "context"},
+        sample={"gpt": gpt, "samples": samples, "seed": seed, "batch_size": batch_size},
+        window={"length": length, "temporal_sample_pos": context},
+        filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
+        compute={"device": device},
+    )
     trained = read_gpt(Path(gpt))
     wanted = _Length(length, _checked_context(trained, length, context))
-    return _as_tensor(
-        trained, samples, wanted, seed, TokenFilter(temperature, top_k, top_p), batch_size, device
-    )
+    return _as_tensor(trained, wanted, config.sample, config.filter, device)
 
 
 def short(config: SampleShortConfig, reporter: Reporter | None = None) -> SampleResult:
@@ -202,16 +231,25 @@ def read_samples(folder: Path) -> tuple[Tensor, list[str | None]]:
     return torch.stack(videos), [sample["label"] for sample in listed]
 
 
-def newest_gpt(runs: Path = Path("runs")) -> Path:
+def newest_gpt(runs: Path = Path("runs"), reporter: Reporter | None = None) -> Path:
     """The GPT run below a folder that saved last.
+
+    Args:
+        runs: The folder.
+        reporter: Told about runs whose record is damaged; they are passed over.
 
     Raises:
         CheckpointError: There is none.
     """
     found: list[tuple[float, Path]] = []
     for record in runs.glob("*/run.json"):
-        last = record.parent / "checkpoints" / "last.ckpt"
-        if json.loads(record.read_text(encoding="utf-8")).get("kind") == "gpt" and last.is_file():
+        last = RunFolder(record.parent).last
+        try:
+            kind = json.loads(record.read_text(encoding="utf-8"))["kind"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            (reporter or Silent()).warn(f"passed over {record.parent}: its run.json: {error!r}")
+            continue
+        if kind == "gpt" and last.is_file():
             found.append((last.stat().st_mtime, record.parent))
     if not found:
         raise CheckpointError(
@@ -234,16 +272,14 @@ def _checked_context(trained: TrainedGPT, length: int, context: int) -> int:
 
 def _as_tensor(
     trained: TrainedGPT,
-    samples: int,
     length: _Length,
-    seed: int,
-    chosen_by: TokenFilter,
-    batch_size: int,
+    config: SampleConfig,
+    chosen: FilterConfig,
     device: str,
 ) -> Tensor:
     _to(trained, choose_device(device))
     with Silent().task("", "") as task:
-        codes = _codes(trained, samples, length, seed, chosen_by, batch_size, task)
+        codes = _codes(trained, length, config, chosen, task)
         videos = [torch.cat(list(decode_stream(trained.vqgan.model, c)), 2).cpu() for c in codes]
     return torch.cat(videos)
 
@@ -251,7 +287,7 @@ def _as_tensor(
 def _open_model(config: SampleConfig, reporter: Reporter) -> TrainedGPT:
     path = config.gpt
     if path is None:
-        path = newest_gpt()
+        path = newest_gpt(reporter=reporter)
         reporter.note(f"sampling from {path}, the newest GPT run")
     trained = read_gpt(path, config.vqgan)
     if config.class_cond and trained.model.config.condition.part("label") is None:
@@ -271,20 +307,19 @@ def _to(trained: TrainedGPT, device: torch.device) -> None:
 
 def _codes(
     trained: TrainedGPT,
-    samples: int,
     length: _Length,
-    seed: int,
-    chosen_by: TokenFilter,
-    batch_size: int,
+    config: SampleConfig,
+    chosen: FilterConfig,
     task: Task,
 ) -> Iterator[Tensor]:
     """Code grids, (B, t, h, w) a batch; tells the tokens done."""
-    gpt = trained.model
+    gpt, samples, batch_size = trained.model, config.samples, config.batch_size
+    chosen_by = TokenFilter(chosen.temperature, chosen.top_k, chosen.top_p)
     tokens = length.latent * gpt.config.grid[1] * gpt.config.grid[2]
     for first in range(0, samples, batch_size):
         numbers = range(first, min(first + batch_size, samples))
         condition = class_condition(gpt, len(trained.classes), numbers)
-        chances = Chances(seed, numbers)
+        chances = Chances(config.seed, numbers)
 
         def tell(done: int, first: int = first, count: int = len(numbers)) -> None:
             task.update(first * tokens + done * count, samples * tokens)
@@ -313,9 +348,8 @@ def _write_folder(
 ) -> SampleResult:
     if real.compute_fvd:
         _check_comparison(real, frames or length.latent * trained.vqgan.model.config.downsample[0])
-    folder = _new_folder(config, chosen, kind)
     _to(trained, choose_device(device))
-    chosen_by = TokenFilter(chosen.temperature, chosen.top_k, chosen.top_p)
+    folder = _new_folder(config, chosen, kind)
     rate = trained.vqgan.rate or DEFAULT_RATE
     settings = {
         "kind": kind,
@@ -327,37 +361,36 @@ def _write_folder(
         **chosen.model_dump(),
     }
     listed: list[dict[str, Any]] = []
-    shown: list[Tensor] = []
+    shown: list[Frames] = []
     grid = trained.model.config.grid
     total = config.samples * length.latent * grid[1] * grid[2]
     with reporter.task(f"sampling {config.samples} videos", "tokens", total) as task:
-        batches = _codes(
-            trained, config.samples, length, config.seed, chosen_by, config.batch_size, task
-        )
-        for codes in batches:
+        for codes in _codes(trained, length, config, chosen, task):
             for one in codes:
                 number = len(listed)
                 pieces = decode_stream(trained.vqgan.model, one[None])
-                video = torch.cat([piece.cpu() for piece in pieces], 2)
-                video = video[:, :, :frames] if frames else video
+                video = np.concatenate([to_uint8(piece[0]) for piece in pieces])
+                video = video[:frames] if frames else video
                 entry = {"index": number, "label": _label(trained, number)} | settings
-                listed.append(entry | _write_sample(folder, number, video[0], rate, config, entry))
+                listed.append(entry | _write_sample(folder, number, video, rate, config, entry))
                 if len(shown) < GRID_SAMPLES:
-                    shown.append(video)
-    first = torch.cat(shown)
-    clips = enlarged(first)
+                    shown.append(video[:GRID_FRAMES].copy())  # a view would keep the whole
+    made, side = video.shape[:2]
+    clips = enlarged(np.stack(shown))
     write_video(folder / "grid.mp4", tile(clips), rate)
     write_png(folder / "grid.png", strip(clips[:STRIP_SAMPLES]))
     write_atomically(
         folder / LISTING,
         json.dumps({"frame_rate": rate, "settings": settings, "samples": listed}, indent=2) + "\n",
     )
-    distance = _compare(real, folder, first, device, reporter) if real.compute_fvd else None
+    distance = None
+    if real.compute_fvd:
+        distance = _compare(real, folder, made, side, trained.vqgan.clip, device, reporter)
     return SampleResult(
         folder=folder,
         samples=len(listed),
-        frames=first.shape[2],
-        size=first.shape[-1],
+        frames=made,
+        size=side,
         frame_rate=rate,
         grid=folder / "grid.mp4",
         picture=folder / "grid.png",
@@ -375,12 +408,11 @@ def _label(trained: TrainedGPT, number: int) -> str | None:
 def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str) -> Path:
     default = f"{kind}-k{chosen.top_k}-p{chosen.top_p:g}-t{chosen.temperature:g}-s{config.seed}"
     folder = config.out / (config.name or default)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(
-            f"{folder} exists and is not empty; nothing was overwritten",
-            "choose another --name, or remove it",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_empty(folder, "choose another --name, or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error, DataError) from error
     if not os.access(folder, os.W_OK):
         raise DataError(f"{folder} cannot be written", "choose another --out")
     return folder
@@ -389,13 +421,12 @@ def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str) -> Path:
 def _write_sample(
     folder: Path,
     number: int,
-    video: Tensor,
+    frames: Frames,
     rate: float,
     config: SampleConfig,
     entry: dict[str, Any],
 ) -> dict[str, str]:
     """Write the files of one sample; their names for the listing."""
-    frames = to_uint8(video)
     tags = {"title": f"tats sample {number}", "comment": json.dumps(entry)}
     files = {"file": f"sample-{number:04}.mp4"}
     write_video(folder / files["file"], frames, rate, metadata=tags)
@@ -428,12 +459,17 @@ def _check_comparison(real: RealDataConfig, frames: int) -> None:
 
 
 def _compare(
-    real: RealDataConfig, folder: Path, shown: Tensor, device: str, reporter: Reporter
+    real: RealDataConfig,
+    folder: Path,
+    frames: int,
+    side: int,
+    clip: ClipConfig,
+    device: str,
+    reporter: Reporter,
 ) -> FVDResult:
+    """The distance to real videos, read at the speed of the clips that were trained on."""
     assert real.data is not None
-    options = FVDOptions(
-        frames=min(16, shown.shape[2]), resolution=real.resolution or shown.shape[-1]
-    )
+    options = FVDOptions(frames=min(16, frames), resolution=real.resolution or side)
     config = FVDConfig(fvd=options, compute={"device": device})
     return evaluate_fvd(
         real.data,
@@ -441,5 +477,6 @@ def _compare(
         config,
         reporter,
         real_name=real.dataset,
-        real_stride=real.sample_every_n_frames,
+        real_stride=real.sample_every_n_frames or clip.sample_every_n_frames,
+        real_rate=clip.frame_rate,
     )

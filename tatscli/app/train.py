@@ -1,18 +1,21 @@
 """Training of both stages: from settings to a run folder."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning.pytorch as lightning
 from pydantic import ValidationError
 from torch.utils.data import Subset, default_collate
 
 from tatscli.app.data import VideoClips, decodable, name_problems, open_videos
-from tatscli.app.devices import asked_processes, place_training
-from tatscli.app.encode import check_fingerprint, clips_for
+from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
+from tatscli.app.encode import check_fingerprint, clips_for, open_tokens
 from tatscli.app.pictures import save_reconstructions, save_samples
+from tatscli.app.plan import TrainConfig, settle_rate
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.run import RunFolder
 from tatscli.config.files import read_layer
@@ -24,9 +27,9 @@ from tatscli.core.data.tokens import (
     TokenDataset,
     TokenManifest,
     is_token_dataset,
-    read_manifest,
 )
 from tatscli.core.models.perceptual import LPIPS
+from tatscli.core.original import read_original
 from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import Chances, class_condition, generate_window
 from tatscli.core.training import gpt as gpt_training
@@ -35,8 +38,6 @@ from tatscli.core.training.engine import Clips, Outcome, Placement, epoch_steps,
 from tatscli.core.training.gpt import GPTTraining
 from tatscli.core.training.vqgan import VQGANTraining
 from tatscli.errors import ConfigError, DataError
-
-TrainConfig = TypeVar("TrainConfig", VQGANTrainConfig, GPTTrainConfig)
 
 PICTURED_CLIPS = 4
 """Clips in the pictures of a run."""
@@ -63,26 +64,17 @@ class TrainResult:
     signal: int
 
 
-def concrete(config: TrainConfig, processes: int) -> TrainConfig:
-    """Replace a published base rate by the learning rate it stands for.
+@dataclass(frozen=True)
+class Content:
+    """What a run is trained on, to be recognised when it goes on.
 
-    Args:
-        config: As resolved.
-        processes: Of the run; the published rule depends on them.
+    Attributes:
+        fingerprint: Of the training videos' names and lengths, or of the training shards.
+        holds: Counts, for people.
     """
-    optim, loop = config.optim, config.train
-    if not optim.base_learning_rate:
-        return config
-    rate = optim.rate(loop.accumulate, processes, loop.batch_size)
-    settled = optim.model_copy(update={"learning_rate": rate, "base_learning_rate": 0.0})
-    return config.model_copy(update={"optim": settled})
 
-
-def preview(config: TrainConfig, reporter: Reporter) -> TrainConfig:
-    """What a run would use, touching neither devices nor paths."""
-    processes = asked_processes(config.compute)
-    _notes(config, processes, reporter)
-    return concrete(config, processes)
+    fingerprint: str
+    holds: str
 
 
 def train_vqgan(
@@ -98,13 +90,20 @@ def train_vqgan(
         reporter: Told about progress.
     """
     reporter = reporter or Silent()
+    if resume and (done := _finished_already(config, resume, reporter)):
+        return done
     placement = place_training(config.compute)
-    _notes(config, placement.world, reporter)
-    config = concrete(config, placement.world)
+    config = settle_rate(config, placement.world, reporter)
+    notes = placement_notes(config.compute, placement)
+    if config.model.norm_type == "batch":
+        notes += batch_norm_notes(config.compute, placement)
+    for text in notes:
+        reporter.note(text)
     perceptual = LPIPS(weights.locate("vgg16")) if config.loss.perceptual_weight else None
     videos = open_videos(config.data.data, config.data, config.data.strict, reporter)
     clips = _video_clips(videos, config, reporter)
-    run = _open_run(config, resume, f"vqgan-{config.data.data.name}")
+    content = _videos_content(videos)
+    run = _open_run(config, resume, f"vqgan-{config.data.data.name}", content, placement, reporter)
     lightning.seed_everything(config.train.seed, verbose=False)
     rate = videos.rate
     module = VQGANTraining(config, config.optim.learning_rate, rate, perceptual)
@@ -116,7 +115,17 @@ def train_vqgan(
         save_reconstructions(video, made, run.samples / f"reconstructions-{step:07}", rate)
 
     return _run(
-        module, clips, config, placement, run, vqgan_training, draw, resume, reporter, "vqgan"
+        module,
+        clips,
+        config,
+        placement,
+        run,
+        content,
+        vqgan_training,
+        draw,
+        resume,
+        reporter,
+        "vqgan",
     )
 
 
@@ -133,22 +142,25 @@ def train_gpt(
         reporter: Told about progress.
     """
     reporter = reporter or Silent()
+    if resume and (done := _finished_already(config, resume, reporter)):
+        return done
     placement = place_training(config.compute)
-    _notes(config, placement.world, reporter)
-    config = concrete(config, placement.world)
+    config = settle_rate(config, placement.world, reporter)
+    for text in placement_notes(config.compute, placement):
+        reporter.note(text)
     # A run that goes on keeps its VQGAN, whatever became of the one that it was given.
     source = RunFolder.reopen(resume).last if resume else config.vqgan
     if is_token_dataset(config.data.data):
-        vqgan, clips, classes = _token_clips(config, source)
+        vqgan, clips, classes, content = _token_clips(config, source)
     else:
-        vqgan, clips, classes = _clips_to_encode(config, source, reporter)
+        vqgan, clips, classes, content = _clips_to_encode(config, source, reporter)
     architecture = gpt_architecture(config, vqgan, classes)
     if config.model.block_size > architecture.positions:
         reporter.note(
             f"--block-size {config.model.block_size} is larger than the {architecture.positions} "
             "positions that are used"
         )
-    run = _open_run(config, resume, f"gpt-{config.data.data.name}")
+    run = _open_run(config, resume, f"gpt-{config.data.data.name}", content, placement, reporter)
     lightning.seed_everything(config.train.seed, verbose=False)
     rate = vqgan.rate
     module = GPTTraining(config, architecture, vqgan, classes, config.optim.learning_rate)
@@ -164,7 +176,19 @@ def train_gpt(
         video = training.vqgan.decode(codes).clamp(-0.5, 0.5)
         save_samples(video, run.samples / f"samples-{step:07}", rate)
 
-    return _run(module, clips, config, placement, run, gpt_training, draw, resume, reporter, "gpt")
+    return _run(
+        module,
+        clips,
+        config,
+        placement,
+        run,
+        content,
+        gpt_training,
+        draw,
+        resume,
+        reporter,
+        "gpt",
+    )
 
 
 def gpt_architecture(
@@ -205,7 +229,7 @@ def gpt_architecture(
 
 def _clips_to_encode(
     config: GPTTrainConfig, source: Path | None, reporter: Reporter
-) -> tuple[TrainedVQGAN, Clips, tuple[str, ...]]:
+) -> tuple[TrainedVQGAN, Clips, tuple[str, ...], Content]:
     if source is None:
         raise ConfigError(
             f"{config.data.data} holds videos, and --vqgan is not given",
@@ -217,14 +241,14 @@ def _clips_to_encode(
     _check_classes(config, videos.index.classes)
     clips = _video_clips(videos, config, reporter)
     vqgan = TrainedVQGAN(vqgan.model, clip, videos.rate, vqgan.step)
-    return vqgan, clips, videos.index.classes
+    return vqgan, clips, videos.index.classes, _videos_content(videos)
 
 
 def _token_clips(
     config: GPTTrainConfig, source: Path | None
-) -> tuple[TrainedVQGAN, Clips, tuple[str, ...]]:
+) -> tuple[TrainedVQGAN, Clips, tuple[str, ...], Content]:
     folder = config.data.data
-    manifest = read_manifest(folder)
+    manifest = open_tokens(folder)
     _check_geometry(config, manifest)
     vqgan = read_vqgan(source or folder)
     check_fingerprint(manifest, vqgan, folder, source)
@@ -233,7 +257,8 @@ def _token_clips(
     train, held = TokenDataset(folder, "train"), TokenDataset(folder, "val")
     count = min(config.train.val_clips, len(held))
     spread = [(2 * i + 1) * len(held) // (2 * count) for i in range(count)]
-    return vqgan, Clips(train, len(train), Subset(held, spread)), manifest.classes
+    clips = Clips(train, len(train), Subset(held, spread))
+    return vqgan, clips, manifest.classes, _tokens_content(manifest)
 
 
 def _check_geometry(config: GPTTrainConfig, manifest: TokenManifest) -> None:
@@ -259,7 +284,7 @@ def _check_classes(config: GPTTrainConfig, classes: tuple[str, ...]) -> None:
 def _video_clips(
     videos: VideoClips, config: VQGANTrainConfig | GPTTrainConfig, reporter: Reporter
 ) -> Clips:
-    train = videos.training(config.train.seed)
+    train = videos.training(config.train.seed, config.data.strict)
     # Validation has no clips to spare: one that breaks hours into the run would end it.
     held, problems = decodable(videos.spread("val", config.train.val_clips))
     if problems and config.data.strict:
@@ -274,14 +299,85 @@ def _first(clips: Clips, count: int) -> Any:
     return default_collate([held[i] for i in range(min(count, len(held)))])  # type: ignore[arg-type]
 
 
-def _open_run(config: TrainConfig, resume: Path | None, name: str) -> RunFolder:
+def _videos_content(videos: VideoClips) -> Content:
+    entries = videos.train.entries
+    frames = sum(entry.stop - entry.first for entry in entries)
+    names = sorted(f"{entry.path} {entry.first} {entry.stop}" for entry in entries)
+    return Content(_digest(names), f"{len(entries)} videos of {frames} frames in all")
+
+
+def _tokens_content(manifest: TokenManifest) -> Content:
+    shards = manifest.shards["train"]
+    clips = sum(shard.n for shard in shards)
+    return Content(_digest(s.sha256 for s in shards), f"{clips} clips in {len(shards)} shards")
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _open_run(
+    config: TrainConfig,
+    resume: Path | None,
+    name: str,
+    content: Content,
+    placement: Placement,
+    reporter: Reporter,
+) -> RunFolder:
     if resume is None:
         run = RunFolder.create(config.train.out or Path("runs") / name)
     else:
         run = RunFolder.reopen(resume)
-        _check_unchanged(config, run)
+        _check_content(config, run, content)
+        _note_order(config, run, placement, reporter)
     run.write_config(config)
     return run
+
+
+def _finished_already(config: TrainConfig, resume: Path, reporter: Reporter) -> TrainResult | None:
+    """The result of a run that has no steps left to do."""
+    run = RunFolder.reopen(resume)
+    _check_unchanged(config, run)
+    step = int(read_original(run.last)["global_step"])
+    if step < config.train.max_steps:
+        return None
+    reporter.note(f"{run.path} finished already at step {step}; raise --max-steps to go on")
+    figures = _record(run).get("figures", {})
+    return TrainResult(run.path, _result_checkpoint(run), step, "finished", figures, 0)
+
+
+def _record(run: RunFolder) -> dict[str, Any]:
+    """What ``run.json`` holds; nothing where it was lost."""
+    try:
+        record: dict[str, Any] = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def _check_content(config: TrainConfig, run: RunFolder, content: Content) -> None:
+    """A run that goes on must find the clips that it was trained on."""
+    stored = _record(run).get("data")
+    if stored and stored["fingerprint"] != content.fingerprint:
+        same = ", but other ones" if stored["holds"] == content.holds else ""
+        raise DataError(
+            f"{config.data.data} is not what {run.path} was trained on: it holds {content.holds} "
+            f"for training, the run had {stored['holds']}{same}",
+            "bring the data back, or start a new run with another --out",
+        )
+
+
+def _note_order(
+    config: TrainConfig, run: RunFolder, placement: Placement, reporter: Reporter
+) -> None:
+    stored, loop = read_layer(run.path / "config.yaml").values["train"], config.train
+    world = _record(run).get("world", placement.world)
+    before = stored["batch_size"] * stored["accumulate"] * world
+    now = loop.batch_size * loop.accumulate * placement.world
+    if before != now:
+        reporter.note(
+            f"{now} clips a step, before it were {before}: the order of clips changes from here on"
+        )
 
 
 def _check_unchanged(config: TrainConfig, run: RunFolder) -> None:
@@ -296,6 +392,11 @@ def _check_unchanged(config: TrainConfig, run: RunFolder) -> None:
     ]
     if stored["train"]["seed"] != now["train"]["seed"]:
         changed.append(f"train.seed: {stored['train']['seed']} -> {now['train']['seed']}")
+    # Neither moves: the run stays in its folder, and its checkpoint holds its VQGAN.
+    if now["train"]["out"] not in (stored["train"].get("out"), str(run.path)):
+        changed.append(f"train.out: {stored['train'].get('out')} -> {now['train']['out']}")
+    if stored.get("vqgan") != now.get("vqgan"):
+        changed.append(f"vqgan: {stored.get('vqgan')} -> {now.get('vqgan')}")
     if changed:
         raise ConfigError(
             f"{run.path} was trained with other settings: {'; '.join(changed)}",
@@ -309,6 +410,7 @@ def _run(
     config: VQGANTrainConfig | GPTTrainConfig,
     placement: Placement,
     run: RunFolder,
+    content: Content,
     stage: Any,
     draw: Callable[[Any, int], None],
     resume: Path | None,
@@ -324,7 +426,12 @@ def _run(
         f"{len(clips.validation)} validation clips"  # type: ignore[arg-type]
     )
     with (
-        run.recorded(kind=kind, world=placement.world, precision=placement.precision) as record,
+        run.recorded(
+            kind=kind,
+            world=placement.world,
+            precision=placement.precision,
+            data=asdict(content),
+        ) as record,
         reporter.task(f"training {kind}", "steps", loop.max_steps) as task,
     ):
         outcome: Outcome = fit(
@@ -344,18 +451,10 @@ def _run(
         record |= {"status": status, "steps": outcome.step, "figures": outcome.figures}
     if outcome.signal:
         reporter.note(f"saved at step {outcome.step}; continue with --resume {run.path}")
-    checkpoint = run.best if run.best.is_file() else run.last
-    return TrainResult(run.path, checkpoint, outcome.step, status, outcome.figures, outcome.signal)
+    return TrainResult(
+        run.path, _result_checkpoint(run), outcome.step, status, outcome.figures, outcome.signal
+    )
 
 
-def _notes(config: VQGANTrainConfig | GPTTrainConfig, processes: int, reporter: Reporter) -> None:
-    optim, loop, compute = config.optim, config.train, config.compute
-    if optim.base_learning_rate:
-        rate = optim.rate(loop.accumulate, processes, loop.batch_size)
-        reporter.note(
-            f"learning rate {rate:.3g} from base rate {optim.base_learning_rate:g} by the "
-            f"published rule (accumulate {loop.accumulate}, {processes} processes, "
-            f"batch {loop.batch_size})"
-        )
-    if compute.sync_batchnorm and compute.gpus < 2 and compute.nodes < 2:
-        reporter.note("--sync-batchnorm has no effect without several GPUs")
+def _result_checkpoint(run: RunFolder) -> Path:
+    return run.best if run.best.is_file() else run.last

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
     from tatscli.app.train import TrainResult
 
 
+def _silent() -> bool:
+    """Whether this is a further process of a run on several devices; the first one speaks."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
 def _out() -> Console:
-    return Console(soft_wrap=True, highlight=False)
+    return Console(soft_wrap=True, highlight=False, quiet=_silent())
 
 
 def _err() -> Console:
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=_silent())
 
 
 def note(text: str) -> None:
@@ -48,6 +54,8 @@ def error(message: str, hint: str = "") -> None:
 
 def text(content: str) -> None:
     """Plain text as the result."""
+    if _silent():
+        return
     sys.stdout.write(content if content.endswith("\n") else content + "\n")
 
 
@@ -71,7 +79,8 @@ def trained(outcome: "TrainResult", *, as_json: bool, then: str) -> None:
     """Show a training result and what to do next; a run stopped by a signal exits with its code."""
     result(outcome, as_json=as_json)
     if outcome.signal:
-        raise typer.Exit(128 + outcome.signal)
+        # Of a further process, Lightning takes any other code for a failure and kills the first.
+        raise typer.Exit(0 if _silent() else 128 + outcome.signal)
     note(f"next: {then}")
 
 

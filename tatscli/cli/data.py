@@ -9,6 +9,7 @@ from tatscli.cli import console
 from tatscli.cli.options import Json, configured
 from tatscli.config.check import CheckConfig
 from tatscli.config.synth import SynthConfig
+from tatscli.errors import DataError
 
 app = typer.Typer(no_args_is_help=True, help="Make and check datasets.")
 
@@ -43,6 +44,13 @@ def check(
     json: Json = False,
 ) -> None:
     """Decode and count everything; name what is corrupt, too short, double or in both splits."""
-    from tatscli.app.data import check_data
+    from tatscli.app.data import check_data, length_hint
 
-    console.result(check_data(folder, config, console.Terminal()), as_json=json)
+    found = check_data(folder, config, console.Terminal())
+    console.result(found, as_json=json)
+    if not found.clips:
+        raise DataError(
+            f"{folder}: no training video is long enough for a clip of "
+            f"{config.sequence_length} frames",
+            length_hint(found.longest_clip),
+        )

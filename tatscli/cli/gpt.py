@@ -28,10 +28,12 @@ def train(
     Writes a run folder with checkpoints, metrics and pictures of samples. A checkpoint holds the
     VQGAN too, so that it is all that sampling needs.
     """
+    if dry_run:
+        from tatscli.app.plan import preview
+
+        console.text(dump(preview(config, console.Terminal())))
+        return
     from tatscli.app import train as use_case
 
-    if dry_run:
-        console.text(dump(use_case.preview(config, console.Terminal())))
-        return
     result = use_case.train_gpt(config, resume, console.Terminal())
     console.trained(result, as_json=json, then=f"tats sample long --gpt {result.run} --length 64")

@@ -1,6 +1,5 @@
 """The ``tats`` program: its commands, and the one place where errors become messages."""
 
-import errno
 import os
 import sys
 from typing import Annotated
@@ -10,7 +9,7 @@ import typer
 from tatscli import __version__
 from tatscli.cli import console, data, demo, encode, evaluate, gpt, sample, vqgan, weights
 from tatscli.cli.options import UsageError
-from tatscli.errors import TatsError
+from tatscli.errors import DISK_HINTS, TatsError
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -73,15 +72,9 @@ def main() -> None:
         console.error(error.message, error.hint)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except OSError as error:
-        if debug or not error.filename or error.errno not in _DISK:
+        if debug or error.errno not in DISK_HINTS:
             raise
-        console.error(f"{error.filename}: {error.strerror}", _DISK[error.errno])
+        # A write that fails, unlike an open, does not say of which file.
+        where = f"{error.filename}: " if error.filename else ""
+        console.error(f"{where}{error.strerror}", DISK_HINTS[error.errno])
         sys.exit(1)
-
-
-_DISK = {
-    errno.ENOSPC: "free some space, or write elsewhere with --out",
-    errno.EROFS: "write elsewhere with --out",
-    errno.EACCES: "check the permissions, or write elsewhere with --out",
-    errno.ENOTDIR: "a part of this path is a file",
-}

@@ -80,7 +80,8 @@ class _Lines:
             self._say()
 
     def close(self) -> None:
-        if self._done != self._said:
+        # What never began, such as the indexing of a known dataset, is not worth a line.
+        if self._done and self._done != self._said:
             self._say()
 
     def _say(self) -> None:

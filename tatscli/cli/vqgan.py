@@ -28,10 +28,12 @@ def train(
     Writes a run folder with checkpoints, metrics and pictures of reconstructions. Without further
     options this is the published recipe: clips of 16 frames of 128 x 128, 16,384 codes.
     """
+    if dry_run:
+        from tatscli.app.plan import preview
+
+        console.text(dump(preview(config, console.Terminal())))
+        return
     from tatscli.app import train as use_case
 
-    if dry_run:
-        console.text(dump(use_case.preview(config, console.Terminal())))
-        return
     result = use_case.train_vqgan(config, resume, console.Terminal())
     console.trained(result, as_json=json, then=f"tats encode --data DIR --vqgan {result.run}")

@@ -6,11 +6,13 @@ import typer
 
 from tatscli.cli import console
 from tatscli.cli.options import Json
+from tatscli.config.weights import WeightName
 
 app = typer.Typer(no_args_is_help=True, help="Weights from elsewhere, pinned by checksum.")
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Name of the file, as tats weights list shows it.")
+    WeightName,
+    typer.Argument(metavar="NAME", help="Name of the file, as tats weights list shows it."),
 ]
 
 

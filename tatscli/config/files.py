@@ -50,6 +50,26 @@ def resolve(model: type[C], layers: Sequence[Layer]) -> C:
         raise ConfigError("\n".join(problems), _hint(error)) from None
 
 
+def from_arguments(
+    model: type[C], names: Mapping[str, str] | None = None, **values: Mapping[str, Any]
+) -> C:
+    """Build a config from the arguments of a function, section by section.
+
+    Args:
+        model: The config.
+        names: What the function calls a field, where that differs.
+        values: Fields of each section.
+
+    Raises:
+        ConfigError: One is out of range or of the wrong type; the message names the argument.
+    """
+    names = names or {}
+    flags: dict[Key, str] = {
+        (part, name): names.get(name, name) for part in values for name in values[part]
+    }
+    return resolve(model, [Layer(place="", values=values, flags=flags)])
+
+
 def read_layer(file: Path) -> Layer:
     """Settings of a YAML file.
 

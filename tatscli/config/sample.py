@@ -72,8 +72,8 @@ class RealDataConfig(Config):
     """Name of the real videos in outputs."""
     resolution: int = Field(0, ge=0)
     """Side to which the real videos are brought; 0 takes that of the samples."""
-    sample_every_n_frames: int = Field(1, ge=1)
-    """Keep every n-th frame of the real videos."""
+    sample_every_n_frames: int = Field(0, ge=0)
+    """Keep every n-th frame of the real videos; 0 takes that of training."""
 
 
 class SampleShortConfig(Config):

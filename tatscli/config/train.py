@@ -11,6 +11,9 @@ from tatscli.config.data import DataConfig, GPTDataConfig
 from tatscli.config.gpt import GPTOptions
 from tatscli.config.vqgan import VQGANConfig, VQGANLossConfig
 
+LPIPS_SIDE = 16
+"""Smallest side that leaves a pixel after the four poolings of the perceptual network."""
+
 _INTERVAL = re.compile(r"[1-9]\d*|0?\.\d*[1-9]\d*|1\.0*")
 
 
@@ -120,8 +123,8 @@ class ComputeConfig(Config):
     """Processes that read clips, per device; -1 chooses by core count."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Arithmetic of the networks; auto takes bf16 on GPUs that are good at it."""
-    sync_batchnorm: bool = False
-    """Share batch statistics between GPUs."""
+    sync_batchnorm: bool = True
+    """Share batch statistics between GPUs, as the published code does; no effect on one."""
 
 
 class VQGANTrainConfig(Config):
@@ -137,6 +140,15 @@ class VQGANTrainConfig(Config):
     @model_validator(mode="after")
     def _clip_fits_downsampling(self) -> "VQGANTrainConfig":
         self.model.grid(self.data.frames, self.data.resolution, self.data.resolution)
+        return self
+
+    @model_validator(mode="after")
+    def _frames_large_enough_for_lpips(self) -> "VQGANTrainConfig":
+        if self.loss.perceptual_weight and self.data.resolution < LPIPS_SIDE:
+            raise ValueError(
+                f"the perceptual loss needs frames of at least {LPIPS_SIDE} pixels, got resolution "
+                f"{self.data.resolution}; set perceptual weight 0"
+            )
         return self
 
 

@@ -6,22 +6,22 @@ plain values and tensors only, and beside its ``state_dict`` a ``tats`` entry th
 sampling needs no second file. Published TATS checkpoints enter through ``core.original``.
 """
 
-import os
-import tempfile
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from tatscli import __version__
 from tatscli.config.data import ClipConfig
 from tatscli.config.gpt import GPTConfig
 from tatscli.config.vqgan import VQGANConfig
+from tatscli.core.files import written_whole
 from tatscli.core.models.gpt import GPT
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.original import is_original, original_gpt, original_vqgan, read_original
@@ -29,7 +29,27 @@ from tatscli.errors import CheckpointError
 
 FORMAT = 1
 HEADER = "tats"
-SUFFIX = ".ckpt"
+
+
+class _HeldVQGAN(BaseModel):
+    config: VQGANConfig
+    clip: ClipConfig
+    rate: float
+
+
+class _VQGANHeader(_HeldVQGAN):
+    format: int
+    kind: Literal["vqgan"]
+    step: int
+
+
+class _GPTHeader(BaseModel):
+    format: int
+    kind: Literal["gpt"]
+    step: int
+    config: GPTConfig
+    classes: tuple[str, ...]
+    vqgan: _HeldVQGAN
 
 
 @dataclass(frozen=True)
@@ -99,12 +119,9 @@ def read_vqgan(path: Path) -> TrainedVQGAN:
             found = original_vqgan(checkpoint)
         return _trained_vqgan(found.config, found.clip, 0.0, found.state, found.step, file)
     header = _header(checkpoint, file)
-    step = header["step"]
-    if header["kind"] == "gpt":
-        header = header["vqgan"]
+    held = header.vqgan if isinstance(header, _GPTHeader) else header
     state = _part(checkpoint["state_dict"], "vqgan.")
-    config, clip = _vqgan_settings(header, file)
-    return _trained_vqgan(config, clip, header["rate"], state, step, file)
+    return _trained_vqgan(held.config, held.clip, held.rate, state, header.step, file)
 
 
 def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
@@ -128,19 +145,17 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
         classes = tuple(str(i) for i in range(_classes(config)))
     else:
         header = _header(checkpoint, file)
-        if header["kind"] != "gpt":
+        if not isinstance(header, _GPTHeader):
             raise CheckpointError(
-                f"{file} holds a {header['kind']}, expected a gpt",
+                f"{file} holds a {header.kind}, expected a gpt",
                 "train one with: tats gpt train --data DIR --vqgan RUN",
             )
-        vqgan_config, clip = _vqgan_settings(header["vqgan"], file)
-        state_dict = checkpoint["state_dict"]
-        step = header["step"]
-        rate = header["vqgan"]["rate"]
-        inside = _trained_vqgan(vqgan_config, clip, rate, _part(state_dict, "vqgan."), step, file)
-        config = _validated(GPTConfig, header["config"], file)
-        state = _part(state_dict, "gpt.")
-        classes = tuple(header["classes"])
+        states, held = checkpoint["state_dict"], header.vqgan
+        inside = _trained_vqgan(
+            held.config, held.clip, held.rate, _part(states, "vqgan."), header.step, file
+        )
+        config, state, step = header.config, _part(states, "gpt."), header.step
+        classes = header.classes
     if given and given.model.fingerprint() != inside.model.fingerprint():
         raise CheckpointError(
             f"{file} writes codes of VQGAN {inside.model.fingerprint()}, "
@@ -190,34 +205,12 @@ def save_atomically(checkpoint: Mapping[str, Any], file: Path) -> None:
     Raises:
         CheckpointError: The disk is full or cannot be written; the message has the path.
     """
-    handle, name = -1, ""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=f"{SUFFIX}.tmp")
-        with os.fdopen(handle, "wb") as stream:
-            torch.save(dict(checkpoint), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
+    with written_whole(file, CheckpointError, sync=True) as partial, partial.open("wb") as stream:
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError about positions in the file.
-        if name:
-            Path(name).unlink(missing_ok=True)
-        known = isinstance(error, OSError) and error.strerror
-        reason = known or _disk_state(file, error)
-        raise CheckpointError(
-            f"cannot write {file}: {reason}", "look at the free space and the rights there"
-        ) from error
-    except BaseException:
-        if name:
-            Path(name).unlink(missing_ok=True)
-        raise
+            torch.save(dict(checkpoint), stream)
+        except RuntimeError as error:
+            # So torch reports a write that failed, with positions in the file.
+            raise OSError(errno.ENOSPC, f"no room, or a broken disk: {error}") from error
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -249,19 +242,35 @@ def _naming(file: Path) -> Iterator[None]:
         raise CheckpointError(f"{file}: {error.message}", error.hint) from error
 
 
-def _header(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    header = checkpoint.get(HEADER)
-    if not isinstance(header, dict) or "state_dict" not in checkpoint:
+def _header(checkpoint: Mapping[str, Any], file: Path) -> _VQGANHeader | _GPTHeader:
+    """What a checkpoint of ours says about itself, checked as a whole."""
+    header, states = checkpoint.get(HEADER), checkpoint.get("state_dict")
+    if not isinstance(header, dict) or not _is_state(states):
         keys = ", ".join(sorted(map(str, checkpoint))[:10])
         raise CheckpointError(
             f"{file} is neither a tats checkpoint nor a published TATS file; it holds: {keys}"
         )
-    if header["format"] > FORMAT:
+    number = header.get("format")
+    if isinstance(number, int) and number > FORMAT:
         raise CheckpointError(
-            f"{file} has format {header['format']}, this version reads up to {FORMAT}",
+            f"{file} has format {number}, this version reads up to {FORMAT}",
             "update tats: pip install --upgrade tatscli",
         )
-    return header
+    model = _GPTHeader if header.get("kind") == "gpt" else _VQGANHeader
+    try:
+        return model.model_validate(header)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc'])) or 'all'}: {e['msg']}" for e in error.errors()]
+        raise CheckpointError(
+            f"{file}: its settings do not hold: {'; '.join(wrong)}",
+            "take another checkpoint of that run, or train again",
+        ) from None
+
+
+def _is_state(states: Any) -> bool:
+    return isinstance(states, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in states.items()
+    )
 
 
 def _new_header(kind: str, step: int) -> dict[str, Any]:
@@ -271,20 +280,6 @@ def _new_header(kind: str, step: int) -> dict[str, Any]:
 def _geometry(clip: ClipConfig) -> dict[str, Any]:
     """The clip's own fields, also where the config has more (where the data is)."""
     return {name: getattr(clip, name) for name in ClipConfig.model_fields}
-
-
-def _vqgan_settings(header: Mapping[str, Any], file: Path) -> tuple[VQGANConfig, ClipConfig]:
-    return (
-        _validated(VQGANConfig, header["config"], file),
-        _validated(ClipConfig, header["clip"], file),
-    )
-
-
-def _validated(model: type[Any], values: Any, file: Path) -> Any:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise CheckpointError(f"{file}: its settings do not hold: {error}") from None
 
 
 def _trained_vqgan(
@@ -323,8 +318,3 @@ def _fill(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
 def _classes(config: GPTConfig) -> int:
     part = config.condition.part("label")
     return part.ids if part else 0
-
-
-def _disk_state(file: Path, error: Exception) -> str:
-    free = os.statvfs(file.parent)
-    return f"{error} ({free.f_bavail * free.f_frsize:,} bytes free)"

@@ -6,6 +6,7 @@ holds its VQGAN (``first_stage_model.*``), but not that VQGAN's settings.
 """
 
 import argparse
+import errno
 import pickle
 import re
 import zipfile
@@ -125,6 +126,11 @@ def read_original(path: Path) -> dict[str, Any]:
             "a checkpoint needs only tensors and plain values; do not trust this file",
         ) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch was sent to a place before the file's beginning
+            raise CheckpointError(
+                f"{path} is damaged or incomplete: {path.stat().st_size:,} bytes",
+                "copy or download it again, or take another checkpoint of that run",
+            ) from error
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

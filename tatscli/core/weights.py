@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
+from tatscli.core.files import aside
 from tatscli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -244,17 +245,12 @@ def _is_verified(file: WeightFile) -> bool:
 
 def _download(url: str, file: WeightFile, progress: Callable[[int, int], None]) -> None:
     """Brings one address to the file's place; any failure leaves nothing behind."""
-    file.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.path.with_name(f"{file.filename}.{os.getpid()}.part")
-    try:
+    with aside(file.path) as partial:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response, partial.open("wb") as target:
             _copy(response, target, file.size or 0, progress)
         digest = file.pin.measure(partial)
         if digest != file.pin.digest:
             raise OSError(f"wrong checksum: {file.pin.kind} {digest}, expected {file.pin.digest}")
-        partial.replace(file.path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _copy(

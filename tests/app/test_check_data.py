@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tatscli.app.data import check_data
+from tatscli.app.data import check_data, open_videos
+from tatscli.app.reporting import Silent
 from tatscli.config.check import CheckConfig
+from tatscli.config.data import ClipConfig
 from tatscli.core.data.video import write_video
 from tatscli.errors import DataError
 
@@ -80,3 +82,19 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
         empty = tmp_path / "empty"
         empty.mkdir()
         check_data(empty, CheckConfig())
+
+
+def test_validation_videos_that_are_too_short_are_named_with_a_length_for_both(
+    tmp_path: Path,
+) -> None:
+    for name, frames in (("train/0", 12), ("train/1", 20), ("val/0", 7), ("val/1", 9)):
+        write_video(tmp_path / f"{name}.mp4", np.zeros((frames, 16, 16, 3), np.uint8), 8)
+    clip = ClipConfig(resolution=16, sequence_length=12, sample_every_n_frames=2)
+    with pytest.raises(DataError) as caught:
+        open_videos(tmp_path, clip, False, Silent())
+    assert "no val video is long enough for a clip of 12 frames" in caught.value.message
+    assert "the first, val/0.mp4, has 7 frames, the longest 9" in caught.value.message
+    assert "--sequence-length 8 or less fits both splits" in caught.value.hint
+    fitting = clip.model_copy(update={"sequence_length": 8})
+    videos = open_videos(tmp_path, fitting, False, Silent())
+    assert (len(videos.train.entries), len(videos.val.entries)) == (2, 1)

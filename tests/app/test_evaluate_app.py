@@ -3,12 +3,11 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tiny_app import Notes, encode_config, gpt_config, long_config, vqgan_config
+from tiny_app import Cheap, Notes, encode_config, gpt_config, long_config, vqgan_config
 
 import tatscli
 from tatscli.app import evaluate as module
@@ -24,17 +23,6 @@ from tatscli.errors import CheckpointError, DataError
 def options(**changes: Any) -> FVDConfig:
     base = {"features": "random", "frames": 9, "resolution": 8}
     return FVDConfig.model_validate({"fvd": base | changes, "compute": {"device": "cpu"}})
-
-
-class Logits(NamedTuple):
-    logits: torch.Tensor
-
-
-class Cheap(torch.nn.Module):
-    """Means of the frames' corners instead of a network's features."""
-
-    def forward(self, clips: torch.Tensor) -> Logits:
-        return Logits(clips[..., ::56, ::56].flatten(1)[:, :400].contiguous())
 
 
 @pytest.fixture
@@ -192,3 +180,29 @@ def test_without_the_weights_the_message_says_how_to_get_them(data: Path) -> Non
 def test_the_function_gives_the_number(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = tatscli.fvd(data / "train", data / "test", frames=9, resolution=8, device="cpu")
     assert found == evaluate_fvd(data / "train", data / "test", options(features="i3d")).value > 0
+
+
+def ramps(folder: Path, rate: float, frames: slice) -> Path:
+    """Two videos that brighten evenly: some frames of one second at 32 per second."""
+    ramp = np.arange(32, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    for number in range(2):
+        write_video(folder / f"{number}.mkv", (ramp + 9 * number)[frames], rate, lossless=True)
+    return folder
+
+
+@pytest.mark.usefixtures("cheap")
+def test_sides_at_different_speeds_are_warned_of_unless_a_rate_is_given(tmp_path: Path) -> None:
+    real = ramps(tmp_path / "real", 32, slice(None))
+    fake = ramps(tmp_path / "fake", 16, slice(None, None, 2))
+
+    def warned(**settings: Any) -> bool:
+        notes = Notes()
+        evaluate_fvd(real, fake, options(**settings), notes)
+        return any("--frame-rate" in warning for warning in notes.warnings)
+
+    assert warned()
+    assert not warned(frame_rate=16)
+    notes = Notes()
+    matched = evaluate_fvd(real, fake, options(), notes, real_rate=16)
+    assert not any("--frame-rate" in warning for warning in notes.warnings)
+    assert matched.value < evaluate_fvd(real, fake, options()).value

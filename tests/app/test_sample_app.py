@@ -1,6 +1,7 @@
 """Sampling into folders and as tensors; what evaluation reads of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tatscli.app.sample import newest_gpt, read_samples
 from tatscli.app.train import train_gpt
 from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.data.video import probe, read_frames, to_uint8
-from tatscli.errors import CheckpointError, ConfigError, DataError
+from tatscli.errors import CheckpointError, ConfigError, DataError, DeviceError
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,14 @@ def test_without_a_gpt_the_newest_run_is_taken(
         os.utime(last, (1e9 - age, 1e9 - age))
     shutil.copytree(vqgan_run, tmp_path / "runs" / "vqgan")
     assert newest_gpt() == Path("runs/new")
+    for name, record in (("cut", "{"), ("list", "[]"), ("kindless", "{}")):
+        shutil.copytree(gpt_run, tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "run.json").write_text(record)
     notes = Notes()
+    assert newest_gpt(reporter=notes) == Path("runs/new")
+    assert {warning.split(":")[0] for warning in notes.warnings} == {
+        f"passed over runs/{name}" for name in ("cut", "list", "kindless")
+    }
     config = short_config(gpt_run, tmp_path / "out", sample={"gpt": None, "samples": 1})
     module.short(config, notes)
     assert any("runs/new" in note for note in notes.notes)
@@ -188,3 +196,40 @@ def test_a_comparison_that_cannot_be_made_is_an_error_before_sampling(
     refused(module.long, long_config(gpt_run, out, real=missing), "nowhere")
     hint = refused(module.long, long_config(gpt_run, out, real=with_data), "missing")
     assert "tats weights fetch i3d" in hint
+
+
+def test_no_folder_is_made_for_a_device_that_is_not_there(
+    gpt_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(DeviceError):
+        module.short(short_config(gpt_run, tmp_path / "out", compute={"device": "cuda"}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_grid_shows_the_beginning_of_long_samples(
+    gpt_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRID_FRAMES", 6)
+    monkeypatch.setattr(module, "GRID_SAMPLES", 2)
+    result = module.long(long_config(gpt_run, tmp_path))
+    assert (result.samples, result.frames) == (3, 10)
+    assert frames_of(result.grid).shape == (6, 64, 2 * 64 + 2, 3)
+    assert len(frames_of(result.folder / "sample-0002.mp4")) == 10
+
+
+@pytest.mark.parametrize(("given", "stride"), [({}, 2), ({"sample_every_n_frames": 3}, 3)])
+def test_samples_are_compared_with_real_videos_at_the_speed_of_training(
+    gpt_run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, int], stride: int,
+) -> None:  # fmt: skip
+    trained = read_gpt(gpt_run)
+    clip = trained.vqgan.clip.model_copy(update={"frame_rate": 20.0, "sample_every_n_frames": 2})
+    faster = replace(trained, vqgan=replace(trained.vqgan, clip=clip))
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "read_gpt", lambda *_: faster)
+    monkeypatch.setattr(module.weights, "locate", lambda name: None)
+    monkeypatch.setattr(module, "evaluate_fvd", lambda *_, **settings: asked.append(settings))
+    real = {"compute_fvd": True, "data": data} | given
+    module.long(long_config(gpt_run, tmp_path, real=real))
+    assert [(a["real_rate"], a["real_stride"]) for a in asked] == [(20.0, stride)]

@@ -9,12 +9,15 @@ import pytest
 import torch
 from tiny_app import Notes, encode_config, gpt_config, vqgan_config
 
-from tatscli.app.encode import encode
+from tatscli.app.devices import batch_norm_notes, placement_notes
+from tatscli.app.encode import decode, encode
 from tatscli.app.run import RunFolder
 from tatscli.app.train import train_gpt, train_vqgan
+from tatscli.config.encode import DecodeConfig
 from tatscli.config.files import read_layer, resolve
-from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
+from tatscli.config.train import ComputeConfig, GPTTrainConfig, VQGANTrainConfig
 from tatscli.core.checkpoint import find_checkpoint, read_gpt, read_vqgan
+from tatscli.core.training.engine import Placement
 from tatscli.errors import CheckpointError, ConfigError, DataError, DeviceError, RunError
 
 
@@ -76,14 +79,14 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(data: Path, tmp_path: 
     optim = {"lr_schedule": "constant"}
     whole = train_vqgan(vqgan_config(data, tmp_path / "whole", optim=optim, train={"max_steps": 4}))
     short = train_vqgan(vqgan_config(data, tmp_path / "parts", optim=optim, train={"max_steps": 2}))
-    (short.run / "checkpoints" / ".x.ckpt.tmp").write_text("of a killed process")
+    (short.run / "checkpoints" / ".x.ckpt.1.part").write_text("of a killed process")
     longer = vqgan_config(data, tmp_path / "parts", optim=optim, train={"max_steps": 4})
     again = train_vqgan(longer, resume=short.run)
     assert same(state(again.run), state(whole.run))
     assert (again.run / "metrics.csv").read_text() == (whole.run / "metrics.csv").read_text()
     assert (again.status, again.steps, again.signal) == ("finished", 4, 0)
     assert again.figures == whole.figures
-    assert not [name for name in files(again.run) if name.endswith(".tmp")]
+    assert not [name for name in files(again.run) if name.endswith(".part")]
     assert json.loads((again.run / "run.json").read_text())["steps"] == 4
     assert resolve(VQGANTrainConfig, [read_layer(again.run / "config.yaml")]) == longer
 
@@ -95,6 +98,7 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(data: Path, tmp_path: 
         ({"data": {"sequence_length": 8}}, "data.sequence_length: 4 -> 8"),
         ({"loss": {"l1_weight": 1}}, "loss.l1_weight: 4.0 -> 1.0"),
         ({"train": {"seed": 5}}, "train.seed: 0 -> 5"),
+        ({"train": {"out": "elsewhere"}}, "-> elsewhere"),
     ],
 )
 def test_going_on_with_another_model_lists_what_changed(
@@ -169,7 +173,8 @@ def test_gpus_that_are_not_there_are_an_error_with_both_numbers(data: Path, tmp_
 def test_a_perceptual_loss_without_its_file_is_an_error_before_anything_starts(
     data: Path, tmp_path: Path
 ) -> None:
-    config = vqgan_config(data, tmp_path / "run", loss={"perceptual_weight": 1})
+    config = vqgan_config(data, tmp_path / "run", loss={"perceptual_weight": 1},
+                          data={"resolution": 16})  # fmt: skip
     with pytest.raises(CheckpointError) as caught:
         train_vqgan(config)
     assert "tats weights fetch vgg16" in caught.value.hint
@@ -282,7 +287,7 @@ def test_a_gpt_that_goes_on_keeps_its_vqgan(
     # Nor does it take tokens of another one.
     foreign = encode(encode_config(data, tmp_path / "foreign", other_vqgan_run)).folder
     with pytest.raises(DataError) as caught:
-        train_gpt(gpt_config(foreign, tmp_path / "parts", own, optim=optim),
+        train_gpt(gpt_config(foreign, tmp_path / "parts", own, optim=optim, train={"max_steps": 4}),
                   resume=tmp_path / "parts")  # fmt: skip
     assert read_vqgan(vqgan_run).model.fingerprint() in caught.value.message
     assert read_vqgan(other_vqgan_run).model.fingerprint() in caught.value.message
@@ -327,3 +332,106 @@ def test_no_validation_video_that_can_be_decoded_is_an_error(data: Path, tmp_pat
 
 def test_the_best_checkpoint_is_the_result(vqgan_run: Path) -> None:
     assert find_checkpoint(vqgan_run) == vqgan_run / "checkpoints" / "best.ckpt"
+
+
+def test_a_run_that_goes_on_must_find_the_clips_it_knows(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    run = train_vqgan(vqgan_config(copy, tmp_path / "run", train={"max_steps": 1})).run
+    more = {"max_steps": 2}
+    moved = tmp_path / "moved"
+    copy.rename(moved)
+    train_vqgan(vqgan_config(moved, run, train=more), resume=run)
+    first, second = sorted((moved / "train").rglob("*.mp4"))[:2]
+    record = (run / "run.json").read_text()
+    renamed = first.rename(first.with_name("other.mp4"))
+    more = {"max_steps": 3}
+    with pytest.raises(DataError, match="4 videos of 48 frames in all, but other ones"):
+        train_vqgan(vqgan_config(moved, run, train=more), resume=run)
+    renamed.rename(first)
+    second.unlink()
+    with pytest.raises(DataError) as caught:
+        train_vqgan(vqgan_config(moved, run, train=more), resume=run)
+    for part in (str(moved), str(run), "3 videos of 36 frames", "4 videos of 48 frames"):
+        assert part in caught.value.message
+    assert "--out" in caught.value.hint
+    assert (run / "run.json").read_text() == record
+
+
+def test_a_run_on_tokens_goes_on_with_these_tokens_and_its_vqgan(
+    tokens: Path, data: Path, vqgan_run: Path, other_vqgan_run: Path, tmp_path: Path
+) -> None:
+    run = train_gpt(gpt_config(tokens, tmp_path / "run", train={"max_steps": 1})).run
+    more = {"max_steps": 2}
+    denser = encode(encode_config(data, tmp_path / "t", vqgan_run, encode={"stride": 2})).folder
+    with pytest.raises(DataError, match="20 clips in 1 shards .* had 12 clips in 1 shards"):
+        train_gpt(gpt_config(denser, run, train=more), resume=run)
+    with pytest.raises(ConfigError, match=f"vqgan: None -> {other_vqgan_run}"):
+        train_gpt(gpt_config(tokens, run, other_vqgan_run, train=more), resume=run)
+    assert train_gpt(gpt_config(tokens, run, train=more), resume=run).steps == 2
+
+
+def test_another_number_of_clips_a_step_is_a_note(data: Path, tmp_path: Path) -> None:
+    run = train_vqgan(vqgan_config(data, tmp_path / "run", train={"max_steps": 1})).run
+    same, other = Notes(), Notes()
+    split = {"max_steps": 2, "batch_size": 1, "accumulate": 2}
+    train_vqgan(vqgan_config(data, run, train=split), resume=run, reporter=same)
+    assert not any("order of clips" in note for note in same.notes)
+    train_vqgan(vqgan_config(data, run, train={"max_steps": 3, "batch_size": 3}), run, other)
+    assert any("3 clips a step, before it were 2" in note for note in other.notes)
+
+
+def test_a_run_that_is_finished_says_so_with_its_figures(data: Path, tmp_path: Path) -> None:
+    config, notes = vqgan_config(data, tmp_path / "run"), Notes()
+    first = train_vqgan(config)
+    before = {name: (first.run / name).read_bytes() for name in files(first.run)}
+    assert train_vqgan(config, resume=first.run, reporter=notes) == first
+    assert notes.notes == [f"{first.run} finished already at step 3; raise --max-steps to go on"]
+    assert {name: (first.run / name).read_bytes() for name in files(first.run)} == before
+
+
+def test_a_damaged_shard_is_named_before_training_and_decoding(
+    tokens: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tokens"
+    shutil.copytree(tokens, folder)
+    shard = folder / "train-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    out = DecodeConfig.model_validate(
+        {"decode": {"out": tmp_path / "out"}, "compute": {"device": "cpu"}}
+    )
+    for call in (
+        lambda: train_gpt(gpt_config(folder, tmp_path / "run")),
+        lambda: decode(folder, out),
+    ):
+        with pytest.raises(DataError, match=r"train-00000\.safetensors: damaged") as caught:
+            call()
+        assert "tats encode" in caught.value.hint
+    assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
+
+
+def test_options_without_effect_where_a_run_is_are_noted() -> None:
+    def on(accelerator: Any, processes: int = 1) -> Placement:
+        return Placement(accelerator, processes, 1, "32-true")
+
+    typed = ComputeConfig(sync_batchnorm=True)
+    assert placement_notes(ComputeConfig(), on("cpu")) == []
+    resolved = ComputeConfig.model_validate(ComputeConfig().model_dump())
+    assert placement_notes(resolved, on("cpu")) == []
+    assert placement_notes(typed, on("cuda", 2)) == []
+    for few in (on("cuda"), on("cpu", 2)):
+        assert "--sync-batchnorm" in placement_notes(typed, few)[0]
+    [note] = placement_notes(ComputeConfig(devices=3), on("cuda"))
+    assert "--devices 3" in note and "cuda" in note
+    assert placement_notes(ComputeConfig(devices=3), on("cpu", 3)) == []
+
+
+def test_batch_statistics_that_processes_do_not_share_are_noted() -> None:
+    cpus, gpus = (Placement(kind, 2, 1, "32-true") for kind in ("cpu", "cuda"))
+    assert batch_norm_notes(ComputeConfig(), gpus) == []
+    assert batch_norm_notes(ComputeConfig(), Placement("cpu", 1, 1, "32-true")) == []
+    alone = ComputeConfig(sync_batchnorm=False)
+    for notes in (batch_norm_notes(ComputeConfig(), cpus), batch_norm_notes(alone, gpus)):
+        assert "each of 2 processes" in notes[0] and "--norm-type group" in notes[0]

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,17 +21,25 @@ def in_two_processes(
     command: str, config: GPTTrainConfig | VQGANTrainConfig, file: Path, *more: str
 ) -> "subprocess.CompletedProcess[str]":
     """Runs the program itself, which starts its second process by its own command line."""
+    with started(command, config, file, *more) as process:
+        out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def started(
+    command: str, config: GPTTrainConfig | VQGANTrainConfig, file: Path, *more: str
+) -> "subprocess.Popen[str]":
     file.write_text(dump(config))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")}
-    return subprocess.run(
+    return subprocess.Popen(
         [
             sys.executable, "-m", "tatscli", command, "train", "--config", str(file),
             "--devices", "2", "--device", "cpu", "--batch-size", "2", "--json", *more,
         ],
         env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
     )  # fmt: skip
 
 
@@ -63,6 +73,8 @@ def test_the_gpt(tokens: Path, tmp_path: Path) -> None:
     done = in_two_processes("gpt", config, tmp_path / "c.yaml")
     assert done.returncode == 0, done.stderr
     together = tmp_path / "together"
+    # One object, though two processes end.
+    assert json.loads(done.stdout)["run"] == str(together)
     record = json.loads((together / "run.json").read_text())
     assert (record["world"], record["steps"], record["status"]) == (2, 3, "finished")
     assert_same_model(together, single)
@@ -95,3 +107,24 @@ def test_the_vqgan_without_batch_statistics(data: Path, tmp_path: Path) -> None:
     for metric in ("val/codes_used", "val/l1"):
         found = values(tmp_path / "together", metric)
         assert found == pytest.approx(values(tmp_path / "single", metric), rel=1e-4)
+
+
+def test_a_signal_to_the_first_process_ends_both_with_one_result(
+    data: Path, tmp_path: Path
+) -> None:
+    config = vqgan_config(data, tmp_path / "run", train={"max_steps": 100_000, "val_clips": 1})
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with started("vqgan", config, tmp_path / "c.yaml") as process:
+        for _ in range(300):
+            if last.is_file() or process.poll() is not None:
+                break
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    result = json.loads(out)
+    assert (result["status"], result["signal"]) == ("stopped", signal.SIGTERM)
+    assert torch.load(last, weights_only=True)["global_step"] == result["steps"] > 0
+    # Its norm is that of the batch, of which each process sees its own.
+    assert err.count("2 processes keeps its own statistics of batch norm") == 1
+    assert "--sync-batchnorm" not in err

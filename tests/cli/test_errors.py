@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,9 @@ def test_a_run_stopped_by_a_signal_ends_with_its_code(tats, monkeypatch, tmp_pat
     outcome = tats("vqgan", "train", "--data", "videos", "--json")
     assert outcome.code == 128 + 15
     assert '"status": "stopped"' in outcome.out
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    outcome = tats("vqgan", "train", "--data", "videos", "--json")
+    assert (outcome.code, outcome.out) == (0, "")
 
 
 def test_debugging_shows_the_traceback(tats, failing, monkeypatch):
@@ -79,12 +83,41 @@ def test_what_nobody_expected_keeps_its_traceback(failing, tats, monkeypatch):
         main()
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_a_disk_that_cannot_be_written_is_named(tats, failing, code):
     failing(OSError(code, os.strerror(code), "runs/vqgan"))
     outcome = tats("data", "check", "videos")
     assert_is_message(outcome, 1, f"runs/vqgan: {os.strerror(code)}")
     assert "--out" in outcome.err
+
+
+def test_a_disk_that_fills_up_is_a_message_without_a_path_too(tats, failing):
+    with pytest.raises(OSError, match="No space left") as full:
+        Path("/dev/full").write_text("a line")
+    assert full.value.filename is None
+    failing(full.value)
+    outcome = tats("data", "check", "videos")
+    assert_is_message(outcome, 1, "error: No space left on device\nhint: free some space")
+
+
+def test_an_unknown_weight_file_is_a_usage_error_that_lists_the_names(tats):
+    outcome = tats("weights", "fetch", "nonsense")
+    assert outcome.code == 2
+    assert "'nonsense' is not one of 'i3d', 'vgg16'" in outcome.err
+
+
+def test_a_dataset_without_a_usable_clip_is_an_error_after_what_was_found(tats):
+    made = tats("data", "synth", "shapes", "--size", 16, "--train-videos", 1, "--test-videos", 1,
+                "--video-frames", 12)  # fmt: skip
+    assert made.code == 0, made.err
+    outcome = tats("data", "check", "shapes", "--sequence-length", 16)
+    assert outcome.code == 1
+    assert "too short" in outcome.out
+    assert "error: shapes: no training video is long enough for a clip of 16 frames" in outcome.err
+    assert "hint: --sequence-length 12 or less fits both splits" in outcome.err
+    sound = tats("data", "check", "shapes", "--sequence-length", 12)
+    assert sound.code == 0
+    assert "nothing is wrong" in sound.err
 
 
 def test_a_missing_required_option_is_a_usage_error(tats):

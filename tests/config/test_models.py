@@ -135,6 +135,14 @@ def test_training_checks_the_clip_against_the_downsampling():
         VQGANTrainConfig(data={"data": "x", "resolution": 100})
 
 
+def test_the_perceptual_loss_needs_frames_of_16_pixels():
+    small = {"data": {"data": "x", "resolution": 8}}
+    with pytest.raises(ValidationError, match="at least 16 pixels, got resolution 8"):
+        VQGANTrainConfig.model_validate(small)
+    VQGANTrainConfig.model_validate(small | {"loss": {"perceptual_weight": 0}})
+    VQGANTrainConfig.model_validate({"data": {"data": "x", "resolution": 16}})
+
+
 def test_the_frames_kept_count_not_the_frames_spanned():
     clip = ClipConfig(sequence_length=32, sample_every_n_frames=4)
     assert clip.frames == 8

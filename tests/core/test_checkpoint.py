@@ -172,6 +172,44 @@ def test_settings_that_do_not_hold_name_the_file(tmp_path: Path) -> None:
         load_vqgan(changed(tmp_path / "f.ckpt", config=wrong))
 
 
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ({"rate": None}, "rate: "),
+        ({"clip": 5}, "clip: "),
+        ({"step": "many"}, "step: "),
+        ({"kind": "cat"}, "kind: Input should be 'vqgan'"),
+        ({"format": "new"}, "format: "),
+        ({"kind": "gpt"}, "vqgan: Field required"),
+    ],
+)
+def test_a_header_that_does_not_say_enough_is_named(
+    tmp_path: Path, header: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(CheckpointError, match=r"f\.ckpt: its settings do not hold") as caught:
+        load_vqgan(changed(tmp_path / "f.ckpt", **header))
+    assert told in caught.value.message
+
+
+@pytest.mark.parametrize("missing", ["format", "kind", "step", "config", "clip", "rate"])
+def test_what_a_header_lacks_is_named(tmp_path: Path, missing: str) -> None:
+    saved = vqgan()
+    header = vqgan_header(saved.model.config, CLIP, 2.5, 40)
+    del header[missing]
+    save_atomically({HEADER: header, "state_dict": {}}, tmp_path / "f.ckpt")
+    for load in (load_vqgan, load_gpt):
+        with pytest.raises(CheckpointError, match=f"{missing}: Field required|should be"):
+            load(tmp_path / "f.ckpt")
+
+
+@pytest.mark.parametrize("state", [3, {"vqgan.codebook": 3}, {1: torch.zeros(1)}])
+def test_what_holds_no_tensors_by_name_is_no_checkpoint(tmp_path: Path, state: Any) -> None:
+    header = vqgan_header(vqgan().model.config, CLIP, 2.5, 40)
+    save_atomically({HEADER: header, "state_dict": state}, tmp_path / "f.ckpt")
+    with pytest.raises(CheckpointError, match="neither a tats checkpoint"):
+        load_vqgan(tmp_path / "f.ckpt")
+
+
 def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     wrong = vqgan().model.config.model_dump() | {"embedding_dim": 7}
     with pytest.raises(CheckpointError, match=r"shape \(5, 3\), expected \(5, 7\)") as caught:
@@ -298,7 +336,7 @@ def test_a_write_that_fails_leaves_the_file_before_and_nothing_else(
 
 def test_a_folder_that_is_a_file_is_an_error_with_the_path(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot write .*taken/v\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"taken/v\.ckpt cannot be written: "):
         save_vqgan(vqgan(), tmp_path / "taken" / "v.ckpt")
 
 

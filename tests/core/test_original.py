@@ -369,6 +369,11 @@ def test_damaged_files_are_named(tmp_path):
     for path in (cut, empty, text):
         with pytest.raises(CheckpointError, match=path.name):
             read_original(path)
+    for size in (whole.stat().st_size // 2, whole.stat().st_size - 1):
+        cut.write_bytes(whole.read_bytes()[:size])
+        with pytest.raises(CheckpointError, match=r"cut\.ckpt is damaged or ") as caught:
+            read_original(cut)
+        assert "copy or download it again" in caught.value.hint
 
 
 def test_a_missing_file_is_named(tmp_path):

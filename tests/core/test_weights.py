@@ -9,9 +9,11 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from tatscli.config.weights import WeightName
 from tatscli.core import weights
 from tatscli.core.weights import FILES, Pin, Status, fetch, locate, status, weights_folder
 from tatscli.errors import CheckpointError
@@ -67,6 +69,10 @@ def put(content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
+
+
+def test_the_command_line_offers_every_file() -> None:
+    assert get_args(WeightName) == tuple(FILES)
 
 
 def test_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ class ClipSource:
     def __init__(self, entries: Sequence[VideoEntry], root: Path, clip: ClipConfig) -> None:
         self.root = root
         self.clip = clip
-        lengths = [_grid_length(entry, clip.frame_rate) for entry in entries]
+        lengths = [grid_length(entry, clip.frame_rate) for entry in entries]
         rate = f" at {clip.frame_rate:g} fps" if clip.frame_rate else ""
         self.problems = tuple(
             Problem(entry.path, f"has {length} frames{rate}, a clip needs {clip.sequence_length}")
@@ -77,11 +77,12 @@ class ClipSource:
             if length < clip.sequence_length
         )
         if len(self.problems) == len(entries):
-            longest = f"the longest has {max(lengths)} frames{rate}" if lengths else "there is none"
+            if not entries:
+                raise DataError(f"{root}: there is no video")
+            first = f"the first, {entries[0].path}, has {lengths[0]} frames{rate}"
             raise DataError(
-                f"{root}: no {entries[0].split if entries else ''} video is long enough for a clip "
-                f"of {clip.sequence_length} frames; {longest}",
-                f"--sequence-length {max(lengths)} or less fits" if lengths else "",
+                f"{root}: no {entries[0].split} video is long enough for a clip of "
+                f"{clip.sequence_length} frames; {first}, the longest {max(lengths)}"
             )
         fitting = [
             (entry, length - clip.sequence_length + 1)
@@ -127,7 +128,8 @@ class ClipSource:
         return entry.first + nearest
 
 
-def _grid_length(entry: VideoEntry, frame_rate: float) -> int:
+def grid_length(entry: VideoEntry, frame_rate: float) -> int:
+    """Frames of a video, or of its part, on the grid of a rate; 0 is its own."""
     frames = entry.stop - entry.first
     if not frame_rate or not frames:
         return frames
@@ -166,11 +168,17 @@ class TrainClips(Dataset[Clip]):
     Items are addressed by (slot, number), as `ConsumedBatchSampler` yields them, so they do not
     depend on workers and processes. A clip that cannot be decoded is named in the log, once for
     each file, and another takes its place, determined by seed, number and attempt.
+
+    Args:
+        source: The videos.
+        seed: Determines the starts.
+        strict: Whether a clip that cannot be decoded is an error instead.
     """
 
-    def __init__(self, source: ClipSource, seed: int) -> None:
+    def __init__(self, source: ClipSource, seed: int, strict: bool = False) -> None:
         self.source = source
         self.seed = seed
+        self.strict = strict
         self.slots = _Slots(source)
         self._named: set[str] = set()
 
@@ -193,13 +201,16 @@ class TrainClips(Dataset[Clip]):
         """Reads the clip of a draw.
 
         Raises:
-            DataError: Neither it nor the ten that take its place can be decoded.
+            DataError: Neither it nor the ten that take its place can be decoded; if strict, it
+                cannot.
         """
         for attempt in range(RETRIES + 1):
             address = self.address(draw, attempt)
             try:
                 return self.source.read(address)
             except DataError as error:
+                if self.strict:
+                    raise DataError(error.message, "leave out --strict") from error
                 last = error
                 path = self.source.entries[address.entry].path
                 if path not in self._named:

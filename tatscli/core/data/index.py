@@ -23,6 +23,7 @@ from tatscli.core.data.video import (
     natural_key,
     probe,
 )
+from tatscli.core.files import written_whole
 from tatscli.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -272,10 +273,8 @@ def _save(root: Path, found: Sequence[_Found], infos: Sequence[VideoInfo | str])
         for info in infos
     ]
     path = _cache_file(root, found)
-    partial = path.with_suffix(f".{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with written_whole(path, DataError) as partial, partial.open("wb") as file:
             np.savez(
                 file,
                 rows=np.array(json.dumps(rows)),
@@ -284,9 +283,8 @@ def _save(root: Path, found: Sequence[_Found], infos: Sequence[VideoInfo | str])
                 keys=np.concatenate(keys),
                 key_frames=np.array([len(part) for part in keys]),
             )
-        partial.replace(path)
-    except OSError as error:
-        logger.warning("the index cannot be kept in %s: %s", path.parent, error.strerror)
+    except DataError as error:
+        logger.warning("the index is made anew each time: %s", error)
 
 
 def _assign(
@@ -303,6 +301,8 @@ def _assign(
             replace(entry, split=_SPLIT_FOLDERS[entry.path.split("/", 1)[0]]) for entry in entries
         ]
     else:
+        if not all(names):  # no classes, so none has to stay complete
+            names = [""] * len(names)
         entries, names = _hold_out(entries, names)
     if not all(names):  # videos outside of any class: the folders mean something else
         return tuple(entries), ()

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from tatscli.config.synth import SynthConfig
 from tatscli.core.data.video import Codec, Frames, write_video
+from tatscli.core.files import claim_empty, unwritable
 from tatscli.errors import DataError
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -104,9 +105,8 @@ def write_dataset(
     ]
     folder = folder.absolute()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    claim_empty(folder, "choose another folder")
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise DataError(f"{folder} is there and not an empty folder", "choose another folder")
         for done, (split, shape, number) in enumerate(jobs):
             # Every video has a stream of its own, so that asking for more of them adds to these.
             key = [config.seed, split == "test", SHAPES.index(shape), number]
@@ -117,7 +117,7 @@ def write_dataset(
                 progress(done + 1, len(jobs))
         partial.replace(folder)
     except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror}") from error
+        raise unwritable(folder, error, DataError) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return SynthResult(folder, len(jobs), shapes, config.video_frames)

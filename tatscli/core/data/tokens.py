@@ -9,7 +9,6 @@ never read, and several processes may write shards of one dataset.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -28,6 +27,7 @@ from torch.utils.data import Dataset
 from tatscli.config.data import ClipConfig
 from tatscli.core.data.clips import Draw
 from tatscli.core.data.index import Problem, Split
+from tatscli.core.files import UNFINISHED, unwritable, written_whole
 from tatscli.errors import DataError
 
 FORMAT = 1
@@ -145,7 +145,7 @@ class TokenWriter:
             folder.mkdir(parents=True, exist_ok=True)
             present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise unwritable(folder, error, DataError) from error
         if MANIFEST in present:
             _refuse_other(folder, _parse_manifest(folder), header)
         elif present - {"vqgan.ckpt"}:
@@ -219,7 +219,7 @@ class TokenWriter:
             shards[unit.split] += (record,)
         manifest = TokenManifest(**dict(self.header), complete=True, shards=shards)
         _write(self.folder / MANIFEST, _json(manifest))
-        for path in self.folder.glob(".*.part"):  # of processes that were killed
+        for path in self.folder.glob(UNFINISHED):
             path.unlink(missing_ok=True)
         return manifest
 
@@ -431,17 +431,5 @@ def _json(record: BaseModel) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be written: {error.strerror}")
+    with written_whole(path, DataError, sync=True) as partial:
+        partial.write_bytes(content)

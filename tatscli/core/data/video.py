@@ -5,10 +5,8 @@ is float32 (C, T, H, W) in [-0.5, 0.5]. Frames are picked by the time stamps of 
 packets, never by index over rate, which is wrong for variable rates.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +22,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from tatscli.core.files import written_whole
 from tatscli.errors import DataError
 
 Frames = npt.NDArray[np.uint8]
@@ -395,23 +394,11 @@ def write_video(
     if codec != "ffv1":
         _, height, width, _ = frames.shape
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with _written_whole(path) as partial:
-        _encode(partial, frames, exact, codec, metadata or {})
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A temporary sibling, which takes the file's name once it has been written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except (OSError, av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
-        raise DataError(f"{path} cannot be written: {_reason(error)}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+    with written_whole(path, DataError) as partial:
+        try:
+            _encode(partial, frames, exact, codec, metadata or {})
+        except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
+            raise OSError(getattr(error, "errno", None), _reason(error)) from error
 
 
 def _encode(
@@ -446,7 +433,7 @@ def write_png(path: Path, frame: Frames) -> None:
     Raises:
         DataError: The file cannot be written.
     """
-    with _written_whole(path) as partial:
+    with written_whole(path, DataError) as partial:
         Image.fromarray(frame).save(partial, format="png")
 
 

@@ -8,8 +8,7 @@ different protocols are never compared.
 N clips, B clips at once, T frames, C channels, H W pixels.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from tatscli.core.data.video import Frames
 from tatscli.core.models.i3d import CLASSES, I3D, SIDE
+from tatscli.core.precision import strict_float32
 
 Resize = Literal["tf1", "bilinear"]
 
@@ -74,7 +74,7 @@ def video_features(
     model = model.to(device)
     remaining = iter(clips)
     features = [torch.empty(0, CLASSES)]
-    with torch.inference_mode(), _strict_float32(device):
+    with torch.inference_mode(), strict_float32(device):
         while batch := list(islice(remaining, batch_size)):
             inputs = torch.stack(
                 [prepare(torch.from_numpy(clip).to(device), protocol.resize) for clip in batch]
@@ -130,18 +130,3 @@ def _interpolate_tf1(frames: Tensor, size: int, dim: int) -> Tensor:
         frames.index_select(dim, (lower + 1).clamp(max=last)),
         weight,
     )
-
-
-@contextmanager
-def _strict_float32(device: torch.device) -> Iterator[None]:
-    """Switches off autocast and every reduced-precision product, whatever training had set."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tatscli.core.precision import strict_float32
+
 _EPSILON = 1e-7
 _CHUNK = 2**24
 """Distances held at once: 64 MiB."""
@@ -90,7 +92,7 @@ class Codebook(nn.Module):
         Args:
             z: Encoder outputs, (B, D, t, h, w).
         """
-        with torch.autocast(z.device.type, enabled=False):
+        with strict_float32(z.device):
             exact = z.float()
             flat = rearrange(exact.detach(), "b d t h w -> (b t h w) d")
             if self.training and not self.initialized:
@@ -113,7 +115,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
         """Codes (B, t, h, w) int64 of (B, D, t, h, w), leaving no trace in training."""
-        with torch.autocast(z.device.type, enabled=False):
+        with strict_float32(z.device):
             codes = self._nearest(rearrange(z.float(), "b d t h w -> (b t h w) d"))
         return codes.view(len(z), *z.shape[2:])
 

@@ -13,11 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tatscli.config.train import LPIPS_SIDE
 from tatscli.core.weights import Pin, read_tensors
 from tatscli.errors import CheckpointError
-
-MIN_SIDE = 16
-"""Smallest side that leaves a pixel after the four poolings."""
 
 HEADS_PIN = Pin("sha256", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868")
 """The learned channel weights v0.1 for VGG16, as torchmetrics ships them."""
@@ -79,8 +77,8 @@ class LPIPS(nn.Module):
         Args:
             frames: float, (B, C, H, W), in [-0.5, 0.5]; sides of at least 16.
         """
-        if min(frames.shape[-2:]) < MIN_SIDE:
-            raise ValueError(f"sides of at least {MIN_SIDE} needed, got {(*frames.shape[-2:],)}")
+        if min(frames.shape[-2:]) < LPIPS_SIDE:
+            raise ValueError(f"sides of at least {LPIPS_SIDE} needed, got {(*frames.shape[-2:],)}")
         outputs = (2 * frames - self.shift) / self.scale
         found = []
         for depth in self.depths:

@@ -20,6 +20,7 @@ from tatscli.core.models.conv3d import (
     Size,
     normalization,
 )
+from tatscli.core.precision import strict_float32
 from tatscli.errors import DataError
 
 _DECIDES_CODES = {
@@ -198,10 +199,13 @@ class VQGAN(nn.Module):
     def encode(self, video: Tensor) -> Tensor:
         """Codes (B, t, h, w) int64 of a video (B, C, T, H, W) in [-0.5, 0.5].
 
+        In strict float32 also inside of a training in bf16 or TF32, which would change codes.
+
         Raises:
             DataError: A side is not divisible by its downsampling.
         """
-        return self.codebook.nearest(self.latents(video))
+        with strict_float32(video.device):
+            return self.codebook.nearest(self.latents(video))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

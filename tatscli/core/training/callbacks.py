@@ -20,6 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from tatscli.core.checkpoint import save_atomically
+from tatscli.core.files import unwritable, written_whole
+from tatscli.errors import RunError
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 """Called with the step and the figures of the display."""
@@ -48,11 +50,15 @@ class Checkpoints(Callback):
         self._saved_step = -1
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save ``last`` at every N-th step and at the final one.
+        """Save ``last`` at every N-th step, and validate and save at the final one.
 
         Where the step is validated too, that is waited for: the file is to know the best value.
         """
-        validates = trainer.global_step % int(trainer.val_check_batch or 1) == 0
+        final = trainer.global_step == trainer.max_steps
+        if final:
+            # Lightning validates where it is asked to stop, not where the steps run out.
+            trainer.should_stop = True
+        validates = final or trainer.global_step % int(trainer.val_check_batch or 1) == 0
         if self._due(trainer) and not validates:
             self.save(trainer)
 
@@ -226,14 +232,19 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append the values of one step."""
-        new = not self._file.exists()
-        with self._file.open("a", encoding="utf-8") as stream:
-            if new:
-                stream.write("step,metric,value\n")
-            for name, value in sorted(metrics.items()):
-                if name != "epoch":
-                    stream.write(f"{step},{name},{float(value):.8g}\n")
+        """Append the values of one step.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
+        lines = [f"{step},{n},{float(v):.8g}\n" for n, v in sorted(metrics.items()) if n != "epoch"]
+        try:
+            if not self._file.exists():
+                lines.insert(0, "step,metric,value\n")
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.writelines(lines)
+        except OSError as error:
+            raise unwritable(self._file, error, RunError) from error
 
     @rank_zero_only
     def forget_after(self, step: int) -> None:
@@ -245,9 +256,8 @@ class MetricsFile(Logger):
             return
         lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [s for s in lines[1:] if s.endswith("\n") and int(s.split(",", 1)[0]) < step]
-        aside = self._file.with_name(f".{self._file.name}.tmp")
-        aside.write_text("".join(["step,metric,value\n", *kept]), encoding="utf-8")
-        aside.replace(self._file)
+        with written_whole(self._file, RunError) as partial:
+            partial.write_text("".join(["step,metric,value\n", *kept]), encoding="utf-8")
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Letters: B clips, C channels, T frames, H W pixels.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +34,26 @@ def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     # The published weight per layer, 4 / (3 + 1), is one for its three-layer discriminator.
     pairs = zip(fake[:-1], real[:-1], strict=True)
     return torch.stack([F.l1_loss(f, r.detach()) for f, r in pairs]).sum()
+
+
+def draw_frames(
+    seed: int, step: int, frames: int, clips: int, rank: int = 0, world: int = 1
+) -> Tensor:
+    """Number of a random frame for each clip of a process in a step, int64 (clips,).
+
+    Drawn for the clips of all processes, whose order is that of ``ConsumedBatchSampler``: so a clip
+    shows the same frame however many processes share the step.
+
+    Args:
+        seed: Of the run.
+        step: Of the run.
+        frames: Frames of a clip.
+        clips: Clips of each process.
+        rank: The number of this process.
+        world: The number of processes.
+    """
+    drawn = np.random.default_rng([seed, step]).integers(frames, size=(world, clips))
+    return torch.from_numpy(drawn[rank])
 
 
 def pick_frames(video: Tensor, index: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from tatscli.core.models.perceptual import LPIPS
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.training.losses import (
     DISCRIMINATOR_LOSSES,
+    draw_frames,
     feature_matching,
     pick_frames,
     ramp,
@@ -92,11 +93,12 @@ class VQGANTraining(Stage):
         self._count_only(optimizers)
         gan_weight = ramp(step, loss.disc_start, loss.disc_ramp) if loss.has_discriminators else 0.0
         parts = self.parts(batch.video.contiguous(memory_format=torch.channels_last_3d))
+        numbers = self.parts(self._frame_numbers(batch.video))
         made: list[tuple[Seen, Seen]] = []
         figures = []
-        for i, video in enumerate(parts):
+        for i, (video, shown) in enumerate(zip(parts, numbers, strict=True)):
             with optimizers[0].toggle_model(sync_grad=i == len(parts) - 1):
-                real, fake, losses, perplexity = self._generator_losses(video, gan_weight)
+                real, fake, losses, perplexity = self._generator_losses(video, shown, gan_weight)
                 total = torch.stack(list(losses.values())).sum()
                 self.must_be_finite(losses)
                 self.manual_backward(total / len(parts))
@@ -150,15 +152,23 @@ class VQGANTraining(Stage):
         both = (self.image_discriminator, self.video_discriminator)
         return [judge for judge in both if judge is not None]
 
+    def _frame_numbers(self, video: Tensor) -> Tensor:
+        """Which frame is shown of each clip of this process's batch, (B,)."""
+        config, trainer = self.config.train, self.trainer
+        clips, frames = len(video), video.shape[2]
+        drawn = draw_frames(
+            config.seed, self.global_step, frames, clips, trainer.global_rank, trainer.world_size
+        )
+        return drawn.to(video.device)
+
     def _generator_losses(
-        self, video: Tensor, gan_weight: float
+        self, video: Tensor, shown: Tensor, gan_weight: float
     ) -> tuple[Seen, Seen, dict[str, Tensor], Tensor]:
         """What the discriminators will be shown, weighted losses, perplexity of the codes."""
         loss = self.config.loss
         found = self.vqgan(video)
-        index = torch.randint(video.shape[2], (len(video),), device=video.device)
-        real = Seen(video, pick_frames(video, index))
-        fake = Seen(found.video, pick_frames(found.video, index))
+        real = Seen(video, pick_frames(video, shown))
+        fake = Seen(found.video, pick_frames(found.video, shown))
         losses = {
             "l1": loss.l1_weight * F.l1_loss(fake.video, real.video),
             "commitment": loss.commitment_weight * found.commitment,

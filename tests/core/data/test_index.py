@@ -197,7 +197,7 @@ def test_a_damaged_or_unwritable_cache_is_only_a_warning(
         (cache / "index").rmdir()
         (cache / "index").touch()
         assert len(build_index(root).entries) == 2
-    assert "cannot be kept" in caplog.text
+    assert "cannot be written" in caplog.text
 
 
 def test_links_that_lead_back_up_do_not_loop(tmp_path: Path, video: bytes) -> None:
@@ -213,3 +213,20 @@ def test_the_cache_lies_where_the_user_wants(monkeypatch: pytest.MonkeyPatch) ->
     assert module.cache_folder() == Path("/x/tats")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert module.cache_folder() == Path.home() / ".cache" / "tats"
+
+
+def test_without_classes_whole_videos_are_held_out_across_folders(
+    tmp_path: Path, video: bytes
+) -> None:
+    index = build_index(fill(tmp_path / "d", ["0.mp4", "a/1.mp4", "b/2.mp4"], video))
+    assert index.classes == ()
+    assert len(index.split("val")) == 1
+    assert {(entry.first, entry.stop) for entry in index.entries} == {(0, 20)}
+
+
+def test_where_each_class_has_one_video_every_class_is_still_trained_on(
+    tmp_path: Path, video: bytes
+) -> None:
+    index = build_index(fill(tmp_path / "d", ["a/1.mp4", "b/2.mp4", "c/3.mp4"], video))
+    assert {entry.label for entry in index.split("train")} == {0, 1, 2}
+    assert {entry.first for entry in index.split("val")} == {18}

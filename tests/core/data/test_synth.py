@@ -102,7 +102,7 @@ def test_the_seed_decides_and_more_videos_keep_the_earlier_ones(tmp_path: Path) 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "note.txt").touch()
-    with pytest.raises(DataError, match="not an empty folder"):
+    with pytest.raises(DataError, match="not empty; nothing was overwritten"):
         write_dataset(tmp_path / "d", SynthConfig(train_videos=1))
     assert [path.name for path in tmp_path.rglob("*")] == ["d", "note.txt"]
 

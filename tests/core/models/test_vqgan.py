@@ -69,6 +69,21 @@ def test_gradient_of_the_reconstruction_reaches_all_weights():
     assert model.encoder.conv_first.conv.weight.grad.any()
 
 
+def test_codes_are_those_of_float32_whatever_precision_is_around():
+    torch.manual_seed(0)
+    model = VQGAN(TINY).eval()
+    video = clip(8, 16, batch=4)
+    latents = model.latents(video).detach()
+    # Codes so near to each other that a rounded latent would be another one.
+    spread = latents.std()
+    model.codebook.embeddings.mul_(1e-3 * spread).add_(latents.mean())
+    codes = model.encode(video)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.codebook.nearest(model.latents(video))
+        assert torch.equal(model.encode(video), codes)
+    assert not torch.equal(rounded, codes)
+
+
 def test_encode_and_decode_build_no_graph():
     model = VQGAN(TINY).eval()
     graphs = []

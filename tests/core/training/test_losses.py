@@ -7,7 +7,14 @@ import torch
 
 from tatscli.config.gpt import ConditionLayout, GPTConfig
 from tatscli.core.training.gpt import token_loss
-from tatscli.core.training.losses import feature_matching, hinge, pick_frames, ramp, vanilla
+from tatscli.core.training.losses import (
+    draw_frames,
+    feature_matching,
+    hinge,
+    pick_frames,
+    ramp,
+    vanilla,
+)
 
 
 def test_hinge_by_hand() -> None:
@@ -58,3 +65,13 @@ def test_the_token_loss_expects_no_id_of_the_condition() -> None:
     logits[0, 0, 4] = 9.0
     expected = (math.log(2 + math.exp(9)) - 9 + math.log(3)) / 2
     assert token_loss(logits, codes, config).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_frame_of_a_clip_does_not_depend_on_the_number_of_processes() -> None:
+    alone = draw_frames(3, 7, frames=16, clips=60)
+    for world in (2, 3):
+        shares = [draw_frames(3, 7, 16, 60 // world, rank, world) for rank in range(world)]
+        assert torch.equal(torch.cat(shares), alone)
+    assert set(alone.tolist()) == set(range(16))
+    assert not torch.equal(draw_frames(3, 8, 16, 60), alone)
+    assert not torch.equal(draw_frames(4, 7, 16, 60), alone)

@@ -1,0 +1,41 @@
+"""What a run would use as far as its settings tell; free of torch, so that it is quick to ask."""
+
+from typing import TypeVar
+
+from tatscli.app.reporting import Reporter
+from tatscli.config.train import ComputeConfig, GPTTrainConfig, VQGANTrainConfig
+
+TrainConfig = TypeVar("TrainConfig", VQGANTrainConfig, GPTTrainConfig)
+
+
+def preview(config: TrainConfig, reporter: Reporter) -> TrainConfig:
+    """What a run would use, touching neither devices nor paths."""
+    if config.compute.gpus:
+        reporter.note(f"devices were not looked at; --gpus {config.compute.gpus} is believed")
+    return settle_rate(config, asked_processes(config.compute), reporter)
+
+
+def asked_processes(compute: ComputeConfig) -> int:
+    """Processes of a run as far as the settings tell, without looking at the machine."""
+    return max(1, compute.gpus or compute.devices) * compute.nodes
+
+
+def settle_rate(config: TrainConfig, processes: int, reporter: Reporter) -> TrainConfig:
+    """Replace a published base rate by the learning rate it stands for, and say so.
+
+    Args:
+        config: As resolved.
+        processes: Of the run; the published rule depends on them.
+        reporter: Told about the rate.
+    """
+    optim, loop = config.optim, config.train
+    if not optim.base_learning_rate:
+        return config
+    rate = optim.rate(loop.accumulate, processes, loop.batch_size)
+    reporter.note(
+        f"learning rate {rate:.3g} from base rate {optim.base_learning_rate:g} by the "
+        f"published rule (accumulate {loop.accumulate}, {processes} processes, "
+        f"batch {loop.batch_size})"
+    )
+    settled = optim.model_copy(update={"learning_rate": rate, "base_learning_rate": 0.0})
+    return config.model_copy(update={"optim": settled})

@@ -1,0 +1,5 @@
+"""Names of the weight files from elsewhere, as the command line offers them."""
+
+from typing import Literal
+
+WeightName = Literal["i3d", "vgg16"]

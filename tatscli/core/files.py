@@ -1,0 +1,80 @@
+"""Files that appear whole: written beside their place, then renamed; and folders that are free."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tatscli.errors import DISK_HINTS, DataError, TatsError
+
+UNFINISHED = ".*.part"
+"""What a process that was killed may leave behind."""
+
+
+@contextmanager
+def aside(file: Path, *, sync: bool = False) -> Iterator[Path]:
+    """A temporary sibling that takes the file's name at the end, or is removed on any failure.
+
+    Args:
+        file: What is to be written; its folder is made where it is missing.
+        sync: Whether the content must be on the disk before the name is, and the name after.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        if sync:
+            _sync(partial)
+        partial.replace(file)
+        if sync:
+            _sync(file.parent)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def written_whole(file: Path, kind: type[TatsError], *, sync: bool = False) -> Iterator[Path]:
+    """``aside``, where what the system says becomes an error with path and reason.
+
+    Raises:
+        TatsError: Of the given kind; the file cannot be written.
+    """
+    try:
+        with aside(file, sync=sync) as partial:
+            yield partial
+    except OSError as error:
+        raise unwritable(file, error, kind) from error
+
+
+def unwritable(path: Path, error: OSError, kind: type[TatsError]) -> TatsError:
+    """The error for a path that cannot be written; on a full disk, with the bytes that are free."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.errno == errno.ENOSPC:
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        reason += f" ({shutil.disk_usage(there).free:,} bytes free)"
+    return kind(f"{path} cannot be written: {reason}", DISK_HINTS.get(error.errno or 0, ""))
+
+
+def claim_empty(path: Path, hint: str, kind: type[TatsError] = DataError) -> None:
+    """Make sure that a folder to be written is new or empty.
+
+    Raises:
+        TatsError: Of the given kind; it is a file, holds something, or cannot be looked into.
+    """
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise unwritable(path, error, kind) from error
+    if taken:
+        raise kind(f"{path} exists and is not empty; nothing was overwritten", hint)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
