@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import torch
 from pydantic import ValidationError
-from torch.utils.data import Subset, default_collate
+from torch import Tensor
+from torch.utils.data import Subset
 
 from tatscli.app.data import VideoClips, decodable, name_problems, open_videos
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
@@ -107,10 +109,10 @@ def train_vqgan(
     lightning.seed_everything(config.train.seed, verbose=False)
     rate = videos.rate
     module = VQGANTraining(config, config.optim.learning_rate, rate, perceptual)
-    shown = _first(clips, PICTURED_CLIPS)
+    shown = _pictured(videos)
 
     def draw(training: VQGANTraining, step: int) -> None:
-        video = shown.video.to(training.device)
+        video = shown.to(training.device)
         made = training.vqgan(video).video.clamp(-0.5, 0.5)
         save_reconstructions(video, made, run.samples / f"reconstructions-{step:07}", rate)
 
@@ -294,9 +296,11 @@ def _video_clips(
     return Clips(train, len(train), held)
 
 
-def _first(clips: Clips, count: int) -> Any:
-    held = clips.validation
-    return default_collate([held[i] for i in range(min(count, len(held)))])  # type: ignore[arg-type]
+def _pictured(videos: VideoClips) -> Tensor:
+    """Clips that the pictures of a run show: training clips, then held-out ones."""
+    shown = [decodable(videos.spread(split, PICTURED_CLIPS // 2))[0] for split in ("train", "val")]
+    videos_shown = [clips[i].video for clips in shown for i in range(len(clips))]
+    return torch.stack(videos_shown)
 
 
 def _videos_content(videos: VideoClips) -> Content:

@@ -176,6 +176,8 @@ def test_every_option_of_the_lines_has_an_effect(tats, receive, use_case, option
     if "train" in command and option[0] != "--data_path":
         base += ["--data", "x"]
     name, *values = option
+    if name == "--norm_type":
+        base += ["--hidden-channels", "16"]  # as group norm needs
     other = [{"batch": "group"}.get(value, value) for value in values]
     other = [str(4 * float(v) if "." in v else 4 * int(v)) if v[0].isdigit() else v for v in other]
     with_option = tats(*base, name, *other)
