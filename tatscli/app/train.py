@@ -109,7 +109,7 @@ def train_vqgan(
     lightning.seed_everything(config.train.seed, verbose=False)
     rate = videos.rate
     module = VQGANTraining(config, config.optim.learning_rate, rate, perceptual)
-    shown = _pictured(videos)
+    shown = _pictured(clips)
 
     def draw(training: VQGANTraining, step: int) -> None:
         video = shown.to(training.device)
@@ -257,8 +257,7 @@ def _token_clips(
     vqgan = TrainedVQGAN(vqgan.model, manifest.clip, vqgan.rate, vqgan.step)
     _check_classes(config, manifest.classes)
     train, held = TokenDataset(folder, "train"), TokenDataset(folder, "val")
-    count = min(config.train.val_clips, len(held))
-    spread = [(2 * i + 1) * len(held) // (2 * count) for i in range(count)]
+    spread = _spread(len(held), config.train.val_clips)
     clips = Clips(train, len(train), Subset(held, spread))
     return vqgan, clips, manifest.classes, _tokens_content(manifest)
 
@@ -296,11 +295,19 @@ def _video_clips(
     return Clips(train, len(train), held)
 
 
-def _pictured(videos: VideoClips) -> Tensor:
+def _pictured(clips: Clips) -> Tensor:
     """Clips that the pictures of a run show: training clips, then held-out ones."""
-    shown = [decodable(videos.spread(split, PICTURED_CLIPS // 2))[0] for split in ("train", "val")]
-    videos_shown = [clips[i].video for clips in shown for i in range(len(clips))]
-    return torch.stack(videos_shown)
+    count = PICTURED_CLIPS // 2
+    held = len(clips.validation)  # type: ignore[arg-type]  # every dataset here has a length
+    shown = [clips.train[slot, 0] for slot in _spread(clips.slots, count)]
+    shown += [clips.validation[place] for place in _spread(held, count)]
+    return torch.stack([clip.video for clip in shown])
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """At most so many places, evenly over a length."""
+    count = min(count, length)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
 def _videos_content(videos: VideoClips) -> Content:
