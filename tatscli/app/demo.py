@@ -44,6 +44,8 @@ LONG = 32
 """Latent frames of the long samples: four times the longest training clip."""
 CONTEXT = 3
 """Latent frames that each new one is generated from."""
+UNCUT = {"top_k": 0, "top_p": 1.0}
+"""The likeliest tokens are those of slow shapes; all are drawn from, so that they move."""
 ENCODE_STRIDE = 2
 """Frames between encoded clips: overlapping clips are more data for the GPT."""
 QUICK = 20
@@ -143,7 +145,7 @@ def demo(folder: Path, config: DemoConfig, reporter: Reporter | None = None) -> 
     with clock.stage("sample short"):
         brief = short(
             SampleShortConfig.model_validate(
-                {"sample": common | {"name": "short"}, "compute": device}
+                {"sample": common | {"name": "short"}, "filter": UNCUT, "compute": device}
             ),
             reporter,
         )
@@ -153,6 +155,7 @@ def demo(folder: Path, config: DemoConfig, reporter: Reporter | None = None) -> 
                 {
                     "sample": common | {"name": "long"},
                     "window": {"length": LONG, "temporal_sample_pos": CONTEXT},
+                    "filter": UNCUT,
                     "compute": device,
                 }
             ),
