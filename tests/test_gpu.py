@@ -38,7 +38,7 @@ def test_float32_codes_of_a_gpu_are_those_of_the_cpu(runs: Path) -> None:
     vqgan = tatscli.load_vqgan(runs / "vqgan")
     video = torch.rand(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
     here = vqgan.encode(video)
-    there = vqgan.cuda().encode(video.cuda()).cpu()
+    there = vqgan.to("cuda").encode(video.to("cuda")).cpu()
     assert torch.equal(here, there)
     with torch.autocast("cuda", torch.bfloat16):
-        assert torch.equal(vqgan.encode(video.cuda()).cpu(), here)
+        assert torch.equal(vqgan.encode(video.to("cuda")).cpu(), here)

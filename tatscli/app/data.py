@@ -173,7 +173,7 @@ def decodable(clips: FixedClips) -> tuple[FixedClips, list[Problem]]:
             addresses.append(address)
     if not addresses:
         raise DataError(
-            f"{clips.source.root}: none of {len(problems)} chosen clips can be decoded; "
+            f"{clips.source.root}: none of {len(problems)} validation clips can be decoded; "
             f"the first: {problems[0].path}: {problems[0].reason}",
             "'tats data check' names the files that cannot be read",
         )

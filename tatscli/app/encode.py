@@ -29,6 +29,7 @@ from tatscli.core.data.tokens import (
     verify,
 )
 from tatscli.core.data.video import to_uint8, write_video
+from tatscli.core.files import claim_empty
 from tatscli.core.training.engine import choose_workers
 from tatscli.errors import ConfigError, DataError
 
@@ -121,10 +122,7 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
     manifest = open_tokens(tokens)
     vqgan = read_vqgan(options.vqgan or tokens)
     check_fingerprint(manifest, vqgan, tokens, options.vqgan)
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise DataError(
-            f"{options.out} exists and is not empty; nothing was overwritten", "choose --out"
-        )
+    claim_empty(options.out, "choose --out")
     device = choose_device(config.compute.device)
     vqgan.model.to(device)
     rate = vqgan.rate or DEFAULT_RATE

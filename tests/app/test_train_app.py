@@ -325,7 +325,7 @@ def test_no_validation_video_that_can_be_decoded_is_an_error(data: Path, tmp_pat
     for file in (folder / "test").rglob("*.mp4"):
         if file.name != "broken.mp4":
             file.unlink()
-    with pytest.raises(DataError, match="none of .* clips can be decoded"):
+    with pytest.raises(DataError, match="none of .* validation clips can be decoded"):
         train_vqgan(vqgan_config(folder, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
