@@ -1,12 +1,14 @@
 """Videos to a token dataset, and tokens to videos."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tatscli.app.data import Split, VideoClips, open_videos, problem_of
@@ -28,13 +30,17 @@ from tatscli.core.data.tokens import (
     read_manifest,
     verify,
 )
-from tatscli.core.data.video import to_uint8, write_video
+from tatscli.core.data.video import Frames, to_uint8, video_writer
 from tatscli.core.files import claim_empty
+from tatscli.core.models.vqgan import VQGAN
+from tatscli.core.sampling.decode import decode_stream, encode_windows, most_at_once
 from tatscli.core.training.engine import choose_workers
 from tatscli.errors import ConfigError, DataError
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 VQGAN_FILE = "vqgan.ckpt"
+CHANNELS = 3
+"""Of a frame of a video."""
 
 
 @dataclass(frozen=True)
@@ -128,32 +134,38 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
     rate = vqgan.rate or DEFAULT_RATE
     chosen = [(split, TokenDataset(tokens, split)) for split in SPLITS if manifest.clips[split]]
     counts = {split: min(options.limit or len(held), len(held)) for split, held in chosen}
+    # As many short clips as take no more memory than a long one.
+    batch_size = max(1, min(options.batch_size, most_at_once(vqgan.model) // manifest.grid[0]))
     written = 0
     with reporter.task("decoding", "clips", sum(counts.values())) as task:
         for split, held in chosen:
-            for first in range(0, counts[split], options.batch_size):
-                numbers = range(first, min(first + options.batch_size, counts[split]))
+            for first in range(0, counts[split], batch_size):
+                numbers = range(first, min(first + batch_size, counts[split]))
                 codes = torch.stack([held[n].tokens for n in numbers]).to(device)
-                frames = to_uint8(vqgan.model.decode(codes).clamp(-0.5, 0.5))
-                for number, clip in zip(numbers, frames, strict=True):
-                    stem = options.out / split / f"clip-{number:06}"
+                for number, clip in zip(numbers, _clips(vqgan.model, codes), strict=True):
                     path, start = held.origin(number)
                     tags = {"comment": f"{path} from {start:.3f} s"}
-                    write_video(stem.with_suffix(".mp4"), clip, rate, metadata=tags)
-                    if options.lossless:
-                        lossless = stem.with_suffix(".mkv")
-                        write_video(lossless, clip, rate, lossless=True, metadata=tags)
+                    stem = options.out / split / f"clip-{number:06}"
+                    _write(stem, clip, rate, options.lossless, tags)
                     written += 1
-                task.update(written)
-    return DecodeResult(options.out, written, frames.shape[1], frames.shape[2], rate)
+                    task.update(written)
+    size = manifest.grid[1] * vqgan.model.config.downsample[1]
+    frames = manifest.grid[0] * vqgan.model.config.downsample[0]
+    return DecodeResult(options.out, written, frames, size, rate)
 
 
 def clips_for(data: GPTDataConfig, vqgan: TrainedVQGAN) -> tuple[ClipConfig, tuple[int, int, int]]:
     """The clips that options and a VQGAN ask for, and the latent grid of one.
 
     Raises:
-        ConfigError: There are no such clips, or the VQGAN cannot downsample them.
+        ConfigError: There are no such clips, or the VQGAN cannot downsample them, or is for sound.
     """
+    if vqgan.model.config.image_channels != CHANNELS:
+        raise ConfigError(
+            f"the VQGAN is for frames of {vqgan.model.config.image_channels} channels, as of "
+            f"sound; videos have {CHANNELS}",
+            "give the VQGAN of the video with --vqgan",
+        )
     try:
         clip = data.clip(vqgan.clip)
         return clip, vqgan.model.config.grid(clip.frames, clip.resolution, clip.resolution)
@@ -193,8 +205,30 @@ def check_fingerprint(
         raise DataError(
             f"{tokens} holds tokens of VQGAN {manifest.fingerprint}, "
             f"but {given or tokens / VQGAN_FILE} is VQGAN {fingerprint}",
-            "leave out --vqgan: the token dataset holds its own; or encode again",
+            "encode the videos with that one, or leave it out: the token dataset holds its own",
         )
+
+
+def _clips(model: VQGAN, codes: Tensor) -> Iterator[Iterable[Frames]]:
+    """The pieces of each clip: of many clips one each, of a single one as many as it takes."""
+    if len(codes) == 1:
+        yield (to_uint8(piece[0]) for piece in decode_stream(model, codes))
+    else:
+        yield from ([clip] for clip in to_uint8(model.decode(codes)))
+
+
+def _write(
+    stem: Path, pieces: Iterable[Frames], rate: float, lossless: bool, tags: dict[str, str]
+) -> None:
+    with ExitStack() as files:
+        plain = video_writer(stem.with_suffix(".mp4"), rate, metadata=tags)
+        writers = [files.enter_context(plain)]
+        if lossless:
+            exact = video_writer(stem.with_suffix(".mkv"), rate, lossless=True, metadata=tags)
+            writers.append(files.enter_context(exact))
+        for piece in pieces:
+            for write in writers:
+                write(piece)
 
 
 def _header(
@@ -265,7 +299,7 @@ def _encode_unit(
                 kept.append(number)
             number += 1
         if read:
-            tokens.append(vqgan.model.encode(torch.stack(read).to(device)).cpu())
+            tokens.append(encode_windows(vqgan.model, torch.stack(read).to(device)).cpu())
         done += len(batch)
         task.update(done)
     addresses = [clips.addresses[n] for n in kept]

@@ -1,12 +1,13 @@
 """Sampling: new videos as tensors, and as folders of files.
 
-T frames, H W pixels. Into a folder, videos are decoded in pieces and kept as uint8, one at a time,
-besides the first seconds of those in the grid.
+T frames, H W pixels. Into a folder, videos are decoded and written in pieces, so they may be of any
+length; only the first seconds of those in the grid are kept.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from tatscli.app.devices import choose_device
 from tatscli.app.evaluate import LEAST_FRAMES, LISTING, FVDResult, evaluate_fvd
+from tatscli.app.given import GivenClips, check_given, open_given
 from tatscli.app.pictures import DEFAULT_RATE, enlarged, strip
-from tatscli.app.reporting import Reporter, Silent, Task
-from tatscli.app.run import RunFolder, write_atomically
+from tatscli.app.reporting import Reporter, Silent
+from tatscli.app.run import write_atomically
+from tatscli.app.sampler import Cuts, Sampler, long_sampler, short_sampler
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDConfig, FVDOptions
 from tatscli.config.files import from_arguments
 from tatscli.config.sample import (
+    ContextConfig,
     FilterConfig,
     RealDataConfig,
     SampleConfig,
@@ -31,7 +35,6 @@ from tatscli.config.sample import (
     SampleShortConfig,
 )
 from tatscli.core import weights
-from tatscli.core.checkpoint import TrainedGPT, find_checkpoint, read_gpt
 from tatscli.core.data.video import (
     Frames,
     probe,
@@ -39,21 +42,21 @@ from tatscli.core.data.video import (
     tile,
     to_float,
     to_uint8,
+    video_writer,
     write_png,
     write_video,
 )
 from tatscli.core.files import claim_empty, unwritable
+from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.sampling.decode import decode_stream
-from tatscli.core.sampling.filters import TokenFilter
-from tatscli.core.sampling.generate import Chances, class_condition, generate_long, generate_window
-from tatscli.errors import CheckpointError, ConfigError, DataError
+from tatscli.errors import ConfigError, DataError
 
 GRID_SAMPLES = 16
 """Samples in the video of many side by side."""
 GRID_FRAMES = 256
 """Frames of each of them, from its beginning."""
-STRIP_SAMPLES = 8
-"""Samples in the still, one row of frames each."""
+STRIP_ROWS = 8
+"""Rows of the still: one for each sample, or two with the truth above it."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,11 @@ class SampleResult:
     fvd: FVDResult | None = None
 
 
-@dataclass(frozen=True)
-class _Length:
-    """How long samples are to be: latent frames, and the context of a sliding window."""
-
-    latent: int
-    context: int
-
-
 def sample_short(
     gpt: str | Path,
     samples: int = 4,
     *,
+    given: Tensor | None = None,
     seed: int = 0,
     temperature: float = 1.0,
     top_k: int = 2048,
@@ -105,6 +101,8 @@ def sample_short(
     Args:
         gpt: GPT run folder, checkpoint or published file.
         samples: How many; classes, where the model has any, are taken in turn.
+        given: First frames that the samples go on from, float32 (samples, C, T, H, W) in
+            [-0.5, 0.5], T a multiple of the VQGAN's factor in time.
         seed: Sample i depends on it and on i alone.
         temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Sample among the k likeliest tokens; 0 does not cut.
@@ -113,7 +111,7 @@ def sample_short(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Returns:
-        float32 (samples, C, T, H, W) in [-0.5, 0.5].
+        float32 (samples, C, T, H, W) in [-0.5, 0.5], the given frames reconstructed.
 
     Raises:
         ConfigError: An argument is out of range.
@@ -125,9 +123,8 @@ def sample_short(
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device},
     )
-    trained = read_gpt(Path(gpt))
-    length = _Length(trained.model.config.grid[0], 1)
-    return _as_tensor(trained, length, config.sample, config.filter, device)
+    sampler = short_sampler(config.sample, Silent())
+    return _as_tensor(sampler, config.sample, config.filter, given, device)
 
 
 def sample_long(
@@ -135,7 +132,9 @@ def sample_long(
     length: int,
     samples: int = 4,
     *,
+    infill_gpt: str | Path | None = None,
     context: int = 1,
+    given: Tensor | None = None,
     seed: int = 0,
     temperature: float = 1.0,
     top_k: int = 2048,
@@ -143,13 +142,15 @@ def sample_long(
     batch_size: int = 16,
     device: str = "auto",
 ) -> Tensor:
-    """Sample videos of any length by a window that slides over latent frames.
+    """Sample videos of any length, by a window that slides over latent frames.
 
     Args:
         gpt: GPT run folder, checkpoint or published file.
         length: Latent frames.
         samples: How many; classes, where the model has any, are taken in turn.
-        context: Latent frames that each new one is generated from.
+        infill_gpt: The GPT that fills in, where ``gpt`` writes key frames.
+        context: Latent frames (key frames) that each new one is generated from.
+        given: First frames that the samples go on from, see ``sample_short``.
         seed: Sample i depends on it and on i alone.
         temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Sample among the k likeliest tokens; 0 does not cut.
@@ -158,7 +159,7 @@ def sample_long(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Returns:
-        float32 (samples, C, T, H, W) in [-0.5, 0.5].
+        float32 (samples, C, T, H, W) in [-0.5, 0.5], the given frames reconstructed.
 
     Raises:
         ConfigError: An argument is out of range, or the context too long for the model.
@@ -168,25 +169,23 @@ def sample_long(
         SampleLongConfig,
         {"temporal_sample_pos": "context"},
         sample={"gpt": gpt, "samples": samples, "seed": seed, "batch_size": batch_size},
-        window={"length": length, "temporal_sample_pos": context},
+        window={"length": length, "temporal_sample_pos": context, "infill_gpt": infill_gpt},
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device},
     )
-    trained = read_gpt(Path(gpt))
-    wanted = _Length(length, _checked_context(trained, length, context))
-    return _as_tensor(trained, wanted, config.sample, config.filter, device)
+    sampler = long_sampler(config.sample, config.window, Silent())
+    return _as_tensor(sampler, config.sample, config.filter, given, device)
 
 
 def short(config: SampleShortConfig, reporter: Reporter | None = None) -> SampleResult:
-    """Sample videos of the length of training into a folder."""
+    """Sample videos of the length of training into a folder.
+
+    Raises:
+        ConfigError: The model cannot do what is asked.
+    """
     reporter = reporter or Silent()
     _note_unused(config.real, reporter)
-    trained = _open_model(config.sample, reporter)
-    length = _Length(trained.model.config.grid[0], 1)
-    return _write_folder(
-        "short", trained, length, config.sample, config.filter, config.real, config.compute.device,
-        reporter,
-    )  # fmt: skip
+    return _write_folder("short", short_sampler(config.sample, reporter), config, reporter)
 
 
 def long(config: SampleLongConfig, reporter: Reporter | None = None) -> SampleResult:
@@ -197,23 +196,8 @@ def long(config: SampleLongConfig, reporter: Reporter | None = None) -> SampleRe
     """
     reporter = reporter or Silent()
     _note_unused(config.real, reporter)
-    trained = _open_model(config.sample, reporter)
-    window, side = config.window, trained.model.config.grid[1]
-    if window.sample_resolution not in (0, side):
-        raise ConfigError(
-            f"--sample-resolution {window.sample_resolution}, but the model was trained on a "
-            f"latent side of {side}",
-            "leave the option out",
-        )
-    latent = window.length
-    if window.frames:
-        factor = trained.vqgan.model.config.downsample[0]
-        latent = -(-window.frames // factor)
-    length = _Length(latent, _checked_context(trained, latent, window.temporal_sample_pos))
-    return _write_folder(
-        "long", trained, length, config.sample, config.filter, config.real, config.compute.device,
-        reporter, frames=window.frames,
-    )  # fmt: skip
+    sampler = long_sampler(config.sample, config.window, reporter)
+    return _write_folder("long", sampler, config, reporter, frames=config.window.frames)
 
 
 def read_samples(folder: Path) -> tuple[Tensor, list[str | None]]:
@@ -231,165 +215,100 @@ def read_samples(folder: Path) -> tuple[Tensor, list[str | None]]:
     return torch.stack(videos), [sample["label"] for sample in listed]
 
 
-def newest_gpt(runs: Path = Path("runs"), reporter: Reporter | None = None) -> Path:
-    """The GPT run below a folder that saved last.
-
-    Args:
-        runs: The folder.
-        reporter: Told about runs whose record is damaged; they are passed over.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    found: list[tuple[float, Path]] = []
-    for record in runs.glob("*/run.json"):
-        last = RunFolder(record.parent).last
-        try:
-            kind = json.loads(record.read_text(encoding="utf-8"))["kind"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            (reporter or Silent()).warn(f"passed over {record.parent}: its run.json: {error!r}")
-            continue
-        if kind == "gpt" and last.is_file():
-            found.append((last.stat().st_mtime, record.parent))
-    if not found:
-        raise CheckpointError(
-            f"--gpt is not given, and there is no GPT run in {runs}",
-            "give --gpt RUN, or train one: tats gpt train --data DIR --vqgan RUN",
-        )
-    return max(found)[1]
-
-
-def _checked_context(trained: TrainedGPT, length: int, context: int) -> int:
-    window = trained.model.config.grid[0]
-    if length > window and not 1 <= context < window:
-        raise ConfigError(
-            f"--temporal-sample-pos {context} must be less than the window of {window} latent "
-            "frames that the model was trained on",
-            f"give a value from 1 to {window - 1}" if window > 1 else "train on longer clips",
-        )
-    return context
-
-
 def _as_tensor(
-    trained: TrainedGPT,
-    length: _Length,
+    sampler: Sampler,
     config: SampleConfig,
     chosen: FilterConfig,
+    given: Tensor | None,
     device: str,
 ) -> Tensor:
-    _to(trained, choose_device(device))
+    videos = None
+    if given is not None:
+        if len(given) != config.samples:
+            raise ConfigError(f"given: {len(given)} clips for {config.samples} samples")
+        check_given(given.shape[2], sampler.factor, sampler.length * sampler.factor)
+        videos = given.__getitem__
+    sampler.to(choose_device(device))
+    made = []
     with Silent().task("", "") as task:
-        codes = _codes(trained, length, config, chosen, task)
-        videos = [torch.cat(list(decode_stream(trained.vqgan.model, c)), 2).cpu() for c in codes]
-    return torch.cat(videos)
+        for codes in sampler.batches(config, Cuts.of(chosen), task, videos):
+            made.append(torch.cat(list(decode_stream(sampler.vqgan.model, codes)), 2).cpu())
+    return torch.cat(made)
 
 
-def _open_model(config: SampleConfig, reporter: Reporter) -> TrainedGPT:
-    path = config.gpt
-    if path is None:
-        path = newest_gpt(reporter=reporter)
-        reporter.note(f"sampling from {path}, the newest GPT run")
-    trained = read_gpt(path, config.vqgan)
-    if config.class_cond and trained.model.config.condition.part("label") is None:
-        kinds = ", ".join(part.kind for part in trained.model.config.condition.parts)
-        held = "no condition" if kinds == "start" else f"as condition: {kinds}"
-        raise ConfigError(
-            f"--class-cond, but {find_checkpoint(path)} has {held}",
-            "leave the option out, or train with --condition label",
-        )
-    return trained
+@dataclass(frozen=True)
+class _Shown:
+    """Beginnings of the first samples, for the grid; beside each the truth, where there is any."""
 
+    samples: list[Frames]
+    truths: list[Frames]
 
-def _to(trained: TrainedGPT, device: torch.device) -> None:
-    trained.model.to(device)
-    trained.vqgan.model.to(device)
-
-
-def _codes(
-    trained: TrainedGPT,
-    length: _Length,
-    config: SampleConfig,
-    chosen: FilterConfig,
-    task: Task,
-) -> Iterator[Tensor]:
-    """Code grids, (B, t, h, w) a batch; tells the tokens done."""
-    gpt, samples, batch_size = trained.model, config.samples, config.batch_size
-    chosen_by = TokenFilter(chosen.temperature, chosen.top_k, chosen.top_p)
-    tokens = length.latent * gpt.config.grid[1] * gpt.config.grid[2]
-    for first in range(0, samples, batch_size):
-        numbers = range(first, min(first + batch_size, samples))
-        condition = class_condition(gpt, len(trained.classes), numbers)
-        chances = Chances(config.seed, numbers)
-
-        def tell(done: int, first: int = first, count: int = len(numbers)) -> None:
-            task.update(first * tokens + done * count, samples * tokens)
-
-        if length.latent > gpt.config.grid[0]:
-            yield generate_long(
-                gpt, condition, chances, chosen_by,
-                length=length.latent, context=length.context, progress=tell,
-            )  # fmt: skip
-        else:
-            yield generate_window(
-                gpt, condition, chances, chosen_by, frames=length.latent, progress=tell
-            )
+    def write(self, folder: Path, rate: float) -> None:
+        """Write grid.mp4 and grid.png; truth is left of, or above, the sample."""
+        samples = enlarged(np.stack(self.samples))
+        rows = moving = samples
+        if self.truths:
+            truths = enlarged(np.stack(self.truths))
+            moving = np.concatenate([truths, samples], axis=3)
+            rows = np.stack([f for pair in zip(truths, samples, strict=True) for f in pair])
+        write_video(folder / "grid.mp4", tile(moving), rate)
+        write_png(folder / "grid.png", strip(rows[:STRIP_ROWS]))
 
 
 def _write_folder(
     kind: str,
-    trained: TrainedGPT,
-    length: _Length,
-    config: SampleConfig,
-    chosen: FilterConfig,
-    real: RealDataConfig,
-    device: str,
+    sampler: Sampler,
+    config: SampleShortConfig | SampleLongConfig,
     reporter: Reporter,
     frames: int = 0,
 ) -> SampleResult:
+    options, real, device = config.sample, config.real, config.compute.device
+    frames = frames or sampler.length * sampler.factor
     if real.compute_fvd:
-        _check_comparison(real, frames or length.latent * trained.vqgan.model.config.downsample[0])
-    _to(trained, choose_device(device))
-    folder = _new_folder(config, chosen, kind)
-    rate = trained.vqgan.rate or DEFAULT_RATE
-    settings = {
-        "kind": kind,
-        "step": trained.step,
-        "vqgan": trained.vqgan.model.fingerprint(),
-        "seed": config.seed,
-        "latent_frames": length.latent,
-        "context": length.context,
-        **chosen.model_dump(),
-    }
+        _check_comparison(real, frames)
+    given = _open_given(sampler, config.given, options.samples, frames, reporter)
+    sampler.to(choose_device(device))
+    folder = _new_folder(options, config.filter, kind)
+    rate = sampler.vqgan.rate or DEFAULT_RATE
+    settings = _settings(kind, sampler, config)
+
+    def label(number: int) -> str | None:
+        return sampler.label(number, given.file(number) if given else None)
+
     listed: list[dict[str, Any]] = []
-    shown: list[Frames] = []
-    grid = trained.model.config.grid
-    total = config.samples * length.latent * grid[1] * grid[2]
-    with reporter.task(f"sampling {config.samples} videos", "tokens", total) as task:
-        for codes in _codes(trained, length, config, chosen, task):
+    shown = _Shown([], [])
+    total = options.samples * sampler.tokens
+    with reporter.task(f"sampling {options.samples} videos", "tokens", total) as task:
+        videos = given.videos if given else None
+        for codes in sampler.batches(options, Cuts.of(config.filter), task, videos, label):
             for one in codes:
                 number = len(listed)
-                pieces = decode_stream(trained.vqgan.model, one[None])
-                video = np.concatenate([to_uint8(piece[0]) for piece in pieces])
-                video = video[:frames] if frames else video
-                entry = {"index": number, "label": _label(trained, number)} | settings
-                listed.append(entry | _write_sample(folder, number, video, rate, config, entry))
-                if len(shown) < GRID_SAMPLES:
-                    shown.append(video[:GRID_FRAMES].copy())  # a view would keep the whole
-    made, side = video.shape[:2]
-    clips = enlarged(np.stack(shown))
-    write_video(folder / "grid.mp4", tile(clips), rate)
-    write_png(folder / "grid.png", strip(clips[:STRIP_SAMPLES]))
+                entry: dict[str, Any] = {"index": number, "label": label(number)}
+                if given:
+                    entry["given"] = str(given.file(number))
+                entry |= settings
+                pieces = _pieces(sampler.vqgan.model, one, frames)
+                files, start = _write_sample(folder, number, pieces, rate, options, entry)
+                if given:
+                    truth = _write_truth(folder, number, given, rate, files)
+                    if number < GRID_SAMPLES:
+                        shown.truths.append(_padded(truth, start))
+                if number < GRID_SAMPLES:
+                    shown.samples.append(start)
+                listed.append(entry | files)
+    shown.write(folder, rate)
     write_atomically(
         folder / LISTING,
         json.dumps({"frame_rate": rate, "settings": settings, "samples": listed}, indent=2) + "\n",
     )
+    side = start.shape[1]
     distance = None
     if real.compute_fvd:
-        distance = _compare(real, folder, made, side, trained.vqgan.clip, device, reporter)
+        distance = _compare(real, folder, frames, side, sampler.vqgan.clip, device, reporter)
     return SampleResult(
         folder=folder,
         samples=len(listed),
-        frames=made,
+        frames=frames,
         size=side,
         frame_rate=rate,
         grid=folder / "grid.mp4",
@@ -398,11 +317,44 @@ def _write_folder(
     )
 
 
-def _label(trained: TrainedGPT, number: int) -> str | None:
-    """The class a sample was conditioned on."""
-    if trained.model.config.condition.part("label") is None:
+def _open_given(
+    sampler: Sampler, config: ContextConfig, samples: int, frames: int, reporter: Reporter
+) -> GivenClips | None:
+    if config.context is None:
         return None
-    return trained.classes[number % len(trained.classes)]
+    check_given(config.context_frames, sampler.factor, frames)
+    clip = sampler.vqgan.clip
+    return open_given(config.context, config.context_frames, frames, samples, clip, reporter)
+
+
+def _settings(
+    kind: str, sampler: Sampler, config: SampleShortConfig | SampleLongConfig
+) -> dict[str, Any]:
+    """What all samples of a folder share."""
+    settings = {
+        "kind": kind,
+        "step": sampler.trained.step,
+        "vqgan": sampler.vqgan.model.fingerprint(),
+        "seed": config.sample.seed,
+        "latent_frames": sampler.length,
+        "temporal_sample_pos": sampler.context,
+        **config.filter.model_dump(),
+    }
+    if sampler.infill:
+        settings["infill_step"] = sampler.infill.step
+    if config.given.context_frames:
+        settings["context_frames"] = config.given.context_frames
+    return settings
+
+
+def _pieces(vqgan: VQGAN, codes: Tensor, frames: int) -> Iterator[Frames]:
+    """A video in pieces, uint8 (T, H, W, 3), so many frames in all; codes (t, h, w)."""
+    done = 0
+    for piece in decode_stream(vqgan, codes[None]):
+        video = to_uint8(piece[0])[: frames - done]
+        done += len(video)
+        if len(video):
+            yield video
 
 
 def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str) -> Path:
@@ -421,19 +373,52 @@ def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str) -> Path:
 def _write_sample(
     folder: Path,
     number: int,
-    frames: Frames,
+    pieces: Iterator[Frames],
     rate: float,
     config: SampleConfig,
     entry: dict[str, Any],
-) -> dict[str, str]:
-    """Write the files of one sample; their names for the listing."""
+) -> tuple[dict[str, str], Frames]:
+    """Write the files of one sample; their names for the listing, and its first frames."""
     tags = {"title": f"tats sample {number}", "comment": json.dumps(entry)}
     files = {"file": f"sample-{number:04}.mp4"}
-    write_video(folder / files["file"], frames, rate, metadata=tags)
     if config.lossless:
         files["lossless"] = f"lossless/sample-{number:04}.mkv"
-        write_video(folder / files["lossless"], frames, rate, lossless=True, metadata=tags)
-    return files
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                video_writer(folder / name, rate, lossless=form == "lossless", metadata=tags)
+            )
+            for form, name in files.items()
+        ]
+        return files, _written(pieces, writers)
+
+
+def _write_truth(
+    folder: Path, number: int, given: GivenClips, rate: float, files: dict[str, str]
+) -> Frames:
+    """Write what the video of a sample really shows; its first frames."""
+    files["truth"] = f"truth/sample-{number:04}.mp4"
+    tags = {"title": f"what {given.file(number)} shows"}
+    with video_writer(folder / files["truth"], rate, metadata=tags) as write:
+        return _written(given.truth(number), [write])
+
+
+def _written(pieces: Iterator[Frames], writers: list[Callable[[Frames], None]]) -> Frames:
+    """Write pieces of a video as they come; its first frames, as many as the grid shows."""
+    kept: list[Frames] = []
+    for piece in pieces:
+        for write in writers:
+            write(piece)
+        room = GRID_FRAMES - sum(map(len, kept))
+        if room > 0:
+            kept.append(piece[:room].copy())  # a view would keep the whole
+    return np.concatenate(kept)
+
+
+def _padded(video: Frames, like: Frames) -> Frames:
+    """A video as long as another, grey behind its end."""
+    grey = np.full((len(like) - len(video), *like.shape[1:]), 127, np.uint8)
+    return np.concatenate([video, grey])
 
 
 def _note_unused(real: RealDataConfig, reporter: Reporter) -> None:

@@ -16,7 +16,7 @@ def _group() -> None:
 
 
 @app.command(epilog="Example: tats gpt train --data DIR --vqgan RUN")
-@configured(presets="gpt")
+@configured(presets="gpt", compat="gpt")
 def train(
     config: GPTTrainConfig,
     resume: Resume = None,
@@ -36,4 +36,10 @@ def train(
     from tatscli.app import train as use_case
 
     result = use_case.train_gpt(config, resume, console.Terminal())
-    console.trained(result, as_json=json, then=f"tats sample long --gpt {result.run} --length 64")
+    if config.model.infills:
+        then = f"tats sample long --gpt KEYS --infill-gpt {result.run} --length 64"
+    elif config.model.latent_stride > 1:
+        then = f"tats sample long --gpt {result.run} --infill-gpt INFILL --length 64"
+    else:
+        then = f"tats sample long --gpt {result.run} --length 64"
+    console.trained(result, as_json=json, then=then)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tatscli import __version__
-from tatscli.cli import console, data, demo, encode, evaluate, gpt, sample, vqgan, weights
+from tatscli.cli import console, data, demo, encode, evaluate, gpt, port, sample, vqgan, weights
 from tatscli.cli.options import UsageError
 from tatscli.errors import DISK_HINTS, TatsError
 
@@ -54,6 +54,7 @@ app.add_typer(encode.app)
 app.add_typer(gpt.app, name="gpt", rich_help_panel="Pipeline")
 app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
 app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
+app.add_typer(port.app)
 app.add_typer(weights.app, name="weights", rich_help_panel="Housekeeping")
 
 

@@ -15,8 +15,10 @@ from tatscli.config.base import FILE_ONLY, UNSET, Config, Obsolete, Published
 from tatscli.config.files import (
     Key,
     Layer,
+    compat_names,
     flag,
     preset_names,
+    read_compat,
     read_layer,
     read_preset,
     resolve,
@@ -160,12 +162,13 @@ def option_type(annotation: Any, switch: str) -> Any:
 
 
 def configured(
-    presets: str = "",
+    presets: str = "", compat: str = ""
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace the config parameter of a command by --config and one option per setting.
 
     Args:
         presets: Kind of the presets that ``--preset`` offers; empty for a command without.
+        compat: Kind of the settings that ``--compat`` offers; empty for a command without.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -182,19 +185,25 @@ def configured(
         own = {name for name in signature.parameters if name != slot}
 
         @functools.wraps(command)
-        def run(context: typer.Context, **values: Any) -> None:
+        def run(invocation: typer.Context, **values: Any) -> None:
             for name, item in ignored.items():
-                if _typed(context, f"alias_{name}"):
+                if _typed(invocation, f"alias_{name}"):
                     console.note(f"{flag((name,))} has no effect: {item.note}")
             layers = []
             try:
                 if resume := values.get("resume"):
+                    if _typed(invocation, "init"):
+                        raise ConfigError(
+                            "--resume continues a run, --init starts a new one; give one of them"
+                        )
                     layers.append(_run_layer(resume))
                 if preset := values.get("preset"):
                     layers.append(read_preset(presets, preset))
+                if published := values.get("compat"):
+                    layers.append(read_compat(compat, published))
                 if file := values["config_file"]:
                     layers.append(read_layer(file))
-                layers.append(_typed_layer(context, leaves, values))
+                layers.append(_typed_layer(invocation, leaves, values))
                 config = resolve(model, layers)
             except ConfigError as error:
                 raise UsageError(error.message, error.hint) from error
@@ -202,7 +211,9 @@ def configured(
 
         parameters = [
             *(p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()),
-            inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+            inspect.Parameter(
+                "invocation", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
+            ),
             inspect.Parameter(
                 "config_file", inspect.Parameter.KEYWORD_ONLY, annotation=ConfigFile, default=None
             ),
@@ -216,6 +227,13 @@ def configured(
                 help="Ready-made settings, tiny for a first try on a CPU; file and options win.",
             )
             parameters.append(_keyword("preset", choice, option, None))
+        if compat:
+            choice = Literal.__getitem__(compat_names(compat))
+            option = typer.Option(
+                "--compat",
+                help="Numerics of the published code, flaws included; file and options win.",
+            )
+            parameters.append(_keyword("compat", choice, option, None))
         # Typer keeps the line breaks of all paragraphs but the first.
         paragraphs = (inspect.getdoc(command) or "").split("\n\n")
         run.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)

@@ -15,11 +15,12 @@ def _group() -> None:
 
 
 @app.command(epilog="Example: tats sample short --gpt RUN --samples 64")
-@configured()
+@configured(compat="sample")
 def short(config: SampleShortConfig, json: Json = False) -> None:
     """Sample videos of the length of training.
 
-    Writes one MP4 a sample, a grid, and samples.json with seeds and settings.
+    With --context, samples go on from real videos. Writes one MP4 a sample, a grid, and
+    samples.json with seeds and settings.
     """
     from tatscli.app.sample import short as use_case
 
@@ -27,11 +28,13 @@ def short(config: SampleShortConfig, json: Json = False) -> None:
 
 
 @app.command(epilog="Example: tats sample long --gpt RUN --length 64")
-@configured()
+@configured(compat="sample")
 def long(config: SampleLongConfig, json: Json = False) -> None:
-    """Sample videos of any length, by a window that slides over latent frames.
+    """Sample videos of any length: a window slides over latent frames, or two GPTs share the work.
 
-    Writes one MP4 a sample, a grid, and samples.json with seeds and settings.
+    With --infill-gpt, --gpt writes key frames and the other one fills in between them. With
+    --context, samples go on from real videos. Writes one MP4 a sample, a grid, and samples.json
+    with seeds and settings.
     """
     from tatscli.app.sample import long as use_case
 

@@ -1,9 +1,13 @@
 """``tats vqgan``: stage one."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from tatscli.cli import console
 from tatscli.cli.options import DryRun, Json, Resume, configured
+from tatscli.config.evaluate import VQGANEvalConfig
 from tatscli.config.files import dump
 from tatscli.config.train import VQGANTrainConfig
 
@@ -16,7 +20,7 @@ def _group() -> None:
 
 
 @app.command(epilog="Example: tats vqgan train --data DIR --gpus 4")
-@configured(presets="vqgan")
+@configured(presets="vqgan", compat="vqgan")
 def train(
     config: VQGANTrainConfig,
     resume: Resume = None,
@@ -37,3 +41,35 @@ def train(
 
     result = use_case.train_vqgan(config, resume, console.Terminal())
     console.trained(result, as_json=json, then=f"tats encode --data DIR --vqgan {result.run}")
+
+
+@app.command("eval", epilog="Example: tats vqgan eval runs/vqgan --data DIR --time")
+@configured()
+def evaluate(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CKPT", help="VQGAN or GPT run folder, checkpoint or published file."
+        ),
+    ],
+    config: VQGANEvalConfig,
+    json: Json = False,
+) -> None:
+    """Score the reconstructions of a VQGAN, and measure whether it is time-agnostic.
+
+    Scores need --data; the measurement over time, --time, is made on a held-out clip where one is
+    long enough, else on a generated one. Only a time-agnostic VQGAN can be sampled and decoded at
+    any length without seams.
+    """
+    from tatscli.app.reconstruct import evaluate_vqgan
+
+    found = evaluate_vqgan(checkpoint, config, console.Terminal())
+    if json:
+        console.result(found, as_json=True)
+        return
+    if found.reconstruction:
+        console.result(
+            found.reconstruction, as_json=False, title="reconstruction of held-out clips"
+        )
+    if found.time:
+        console.result(found.time, as_json=False, title=f"time, on {found.time_measured_on}")

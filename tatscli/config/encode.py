@@ -52,7 +52,7 @@ class DecodeOptions(Config):
     lossless: bool = False
     """Also write each clip as lossless FFV1."""
     batch_size: int = Field(8, ge=1)
-    """Clips decoded at once."""
+    """Clips decoded at once at most; fewer where they are long, for memory's sake."""
 
 
 class DecodeConfig(Config):

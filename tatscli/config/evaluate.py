@@ -1,11 +1,12 @@
 """Evaluation."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tatscli.config.base import Config
+from tatscli.config.base import Config, Published
+from tatscli.config.data import GPTDataConfig
 from tatscli.config.sample import DeviceConfig
 
 
@@ -39,3 +40,35 @@ class FVDConfig(Config):
 
     fvd: FVDOptions = Field(default_factory=FVDOptions)
     compute: DeviceConfig = Field(default_factory=DeviceConfig)
+
+
+class HeldOutDataConfig(GPTDataConfig):
+    """Data."""
+
+    data: Annotated[Path | None, Published("data_path")] = None  # type: ignore[assignment]
+    """Folder of videos or frame folders whose held-out clips are reconstructed and scored."""
+
+
+class VQGANEvalOptions(Config):
+    """Evaluation."""
+
+    time: bool = False
+    """Measure whether codes and frames depend on nothing but what is near them in time."""
+    clips: int = Field(64, ge=1)
+    """Held-out clips at most, spread evenly."""
+    batch_size: int = Field(8, ge=1)
+    """Clips at once."""
+
+
+class VQGANEvalConfig(Config):
+    """Everything that the evaluation of a VQGAN needs."""
+
+    data: HeldOutDataConfig = Field(default_factory=HeldOutDataConfig)
+    eval: VQGANEvalOptions = Field(default_factory=VQGANEvalOptions)
+    compute: DeviceConfig = Field(default_factory=DeviceConfig)
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> "VQGANEvalConfig":
+        if self.data.data is None and not self.eval.time:
+            raise ValueError("nothing to measure: give --data DIR, --time or both")
+        return self

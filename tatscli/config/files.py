@@ -1,4 +1,4 @@
-"""Settings from several places, merged: defaults, then preset, then file, then options."""
+"""Settings from several places, merged: defaults, preset, compat, file, options."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +103,17 @@ def read_preset(kind: str, name: str) -> Layer:
     """Settings of a preset that comes with the package."""
     layer = read_layer(PRESETS / f"{kind}-{name}.yaml")
     return Layer(place=f"preset {name}", values=layer.values)
+
+
+def compat_names(kind: str) -> tuple[str, ...]:
+    """Whose numerics a kind of run can repeat, such as ``tats`` for ``vqgan``."""
+    return tuple(sorted(file.parent.name for file in PRESETS.glob(f"compat/*/{kind}.yaml")))
+
+
+def read_compat(kind: str, name: str) -> Layer:
+    """Settings that repeat somebody's published numerics in a kind of run."""
+    layer = read_layer(PRESETS / "compat" / name / f"{kind}.yaml")
+    return Layer(place=f"compat {name}", values=layer.values)
 
 
 def dump(config: Config) -> str:

@@ -1,17 +1,17 @@
 """The GPT: what a user sets, and the architecture that a checkpoint stores."""
 
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tatscli.config.base import Config, Published
+from tatscli.config.base import FILE_ONLY, Config, Obsolete, Published
 
 
 class ConditionPart(Config):
     """One part of the condition that stands before the video tokens."""
 
-    kind: Literal["start", "label"]
+    kind: Literal["start", "label", "sound"]
     """What the tokens of this part mean."""
     tokens: int = Field(ge=1)
     """Positions the part takes in the sequence."""
@@ -74,6 +74,15 @@ class GPTConfig(Config):
     """Layout of the condition."""
     block_size: int = Field(ge=1)
     """Positions the model has embeddings for."""
+    latent_stride: int = Field(1, ge=1)
+    """Latent frames from one of the window to the next in the video; above 1, key frames."""
+    infill: bool = False
+    """Whether the first and the last latent frame are given, and those between are written."""
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one latent frame."""
+        return self.grid[1] * self.grid[2]
 
     @property
     def video_tokens(self) -> int:
@@ -100,11 +109,22 @@ class GPTConfig(Config):
                 f"tokens + {self.video_tokens} video tokens "
                 f"({' x '.join(map(str, self.grid))}) - 1 = {self.positions}"
             )
+        if self.infill and self.latent_stride > 1:
+            raise ValueError("a model writes key frames or fills in between them, not both")
+        if self.infill and self.grid[0] < 3:
+            raise ValueError(
+                f"infilling needs clips of at least 3 latent frames, got {self.grid[0]}: the "
+                "first and the last are given"
+            )
         return self
 
 
 class GPTOptions(Config):
     """GPT architecture."""
+
+    OBSOLETE: ClassVar[dict[str, Obsolete]] = {
+        "spatial_length": Obsolete("the latent side follows from the resolution", is_flag=False)
+    }
 
     layers: Annotated[int, Published("n_layer")] = Field(24, ge=1)
     """Transformer blocks."""
@@ -124,9 +144,43 @@ class GPTOptions(Config):
         Published("unconditional", value="none"),
     ] = "none"
     """What generation is conditioned on: nothing, or the class (the folder a video is in)."""
+    latent_stride: Annotated[int, Published("sample_every_n_latent_frames")] = Field(1, ge=0)
+    """Keep every n-th latent frame: key frames, between which an infilling GPT writes the rest."""
+    infill: bool = False
+    """Learn to fill in between the first and the last latent frame of a clip."""
+    n_unmasked: int = Field(0, ge=0)
+    """Published form of infill: tokens of one latent frame, as a check; 0 = not used."""
+
+    @field_validator("latent_stride")
+    @classmethod
+    def _published_off(cls, stride: int) -> int:
+        return max(1, stride)
+
+    @property
+    def infills(self) -> bool:
+        """Whether the model fills in, by either option."""
+        return self.infill or self.n_unmasked > 0
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "GPTOptions":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         return self
+
+    @model_validator(mode="after")
+    def _one_purpose(self) -> "GPTOptions":
+        if self.infills and self.latent_stride > 1:
+            raise ValueError(
+                "a GPT writes key frames (latent stride) or fills in between them "
+                "(infill), not both; train one of each"
+            )
+        return self
+
+
+class GPTLossConfig(Config):
+    """Losses."""
+
+    condition_ids: Annotated[bool, FILE_ONLY] = False
+    """Whether ids of the condition take part in the softmax of the loss, as published."""
+    given_frames: Annotated[bool, FILE_ONLY] = False
+    """Whether infilling also learns the frames it is given, which see themselves, as published."""

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from tatscli.config.base import Config, Obsolete, Published
+from tatscli.config.base import FILE_ONLY, Config, Obsolete, Published
 
 
 class DeviceConfig(Config):
@@ -24,6 +24,17 @@ class FilterConfig(Config):
     """Sample among the k likeliest tokens; 0 does not cut."""
     top_p: float = Field(0.92, gt=0, le=1)
     """Then among the likeliest that together reach this probability; 1 does not cut."""
+    condition_ids: Annotated[Literal["masked", "sampled"], FILE_ONLY] = "masked"
+    """Ids of the condition are never drawn, or drawn and taken for code 0, as published."""
+
+
+class LongFilterConfig(FilterConfig):
+    """Choice of tokens."""
+
+    top_k_init: int | None = Field(None, ge=0)
+    """Top k for the first latent frames, which decide the scene; by default as for the others."""
+    top_p_init: float | None = Field(None, gt=0, le=1)
+    """Top p for the first latent frames; by default as for the others."""
 
 
 class SampleConfig(Config):
@@ -32,9 +43,10 @@ class SampleConfig(Config):
     OBSOLETE: ClassVar[dict[str, Obsolete]] = {
         "save_videos": Obsolete("every sample is written as a video"),
         "image_folder": Obsolete("folders of frames are recognised by themselves"),
+        "run": Obsolete("sets of samples differ by --seed and --name", is_flag=False),
     }
 
-    gpt: Annotated[Path | None, Published("gpt_ckpt")] = None
+    gpt: Annotated[Path | None, Published("gpt_ckpt"), Published("ckpt1")] = None
     """GPT run folder, checkpoint or published file; by default the newest GPT run in runs."""
     vqgan: Annotated[Path | None, Published("vqgan_ckpt")] = None
     """VQGAN, as a check; by default the one the GPT was trained with, which its file holds."""
@@ -61,6 +73,21 @@ class SampleConfig(Config):
         return name
 
 
+class ContextConfig(Config):
+    """Given frames."""
+
+    context: Path | None = None
+    """Video, or folder of videos, that the samples go on from."""
+    context_frames: int = Field(0, ge=0)
+    """Frames that are given of each; a multiple of the VQGAN's factor in time."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "ContextConfig":
+        if (self.context is None) != (self.context_frames == 0):
+            raise ValueError("context and context frames go together: which video, how many frames")
+        return self
+
+
 class RealDataConfig(Config):
     """Comparison with real videos."""
 
@@ -80,6 +107,7 @@ class SampleShortConfig(Config):
     """Everything that sampling one window needs."""
 
     sample: SampleConfig = Field(default_factory=SampleConfig)
+    given: ContextConfig = Field(default_factory=ContextConfig)
     filter: FilterConfig = Field(default_factory=FilterConfig)
     real: RealDataConfig = Field(default_factory=RealDataConfig)
     compute: DeviceConfig = Field(default_factory=DeviceConfig)
@@ -98,6 +126,8 @@ class WindowConfig(Config):
     """Latent frames that each new one is generated from; fewer than a training clip has."""
     sample_resolution: int = Field(0, ge=0)
     """Latent side, as a check; 0 takes that of training."""
+    infill_gpt: Annotated[Path | None, Published("ckpt2")] = None
+    """GPT trained with infill, which writes the latent frames between the key frames of the GPT."""
 
 
 class SampleLongConfig(Config):
@@ -105,6 +135,7 @@ class SampleLongConfig(Config):
 
     sample: SampleConfig = Field(default_factory=SampleConfig)
     window: WindowConfig = Field(default_factory=WindowConfig)
-    filter: FilterConfig = Field(default_factory=FilterConfig)
+    given: ContextConfig = Field(default_factory=ContextConfig)
+    filter: LongFilterConfig = Field(default_factory=LongFilterConfig)
     real: RealDataConfig = Field(default_factory=RealDataConfig)
     compute: DeviceConfig = Field(default_factory=DeviceConfig)

@@ -8,11 +8,14 @@ from pydantic import Field, field_validator, model_validator
 
 from tatscli.config.base import Config, Published
 from tatscli.config.data import DataConfig, GPTDataConfig
-from tatscli.config.gpt import GPTOptions
+from tatscli.config.gpt import GPTLossConfig, GPTOptions
 from tatscli.config.vqgan import VQGANConfig, VQGANLossConfig
 
 LPIPS_SIDE = 16
 """Smallest side that leaves a pixel after the four poolings of the perceptual network."""
+
+_DECIDES_GRID = {"resolution", "sequence_length", "sample_every_n_frames", "downsample"}
+"""Settings that a run takes from the weights it starts from, where they are left open."""
 
 _INTERVAL = re.compile(r"[1-9]\d*|0?\.\d*[1-9]\d*|1\.0*")
 
@@ -65,6 +68,8 @@ class GPTOptimConfig(OptimConfig):
 class LoopConfig(Config):
     """Training."""
 
+    init: Path | None = None
+    """Run folder, checkpoint or published file whose weights a new run starts from."""
     out: Annotated[Path | None, Published("default_root_dir")] = None
     """Folder of the run; by default runs, then the kind of model and the name of the data."""
     max_steps: int = Field(2_000_000, ge=1)
@@ -139,7 +144,9 @@ class VQGANTrainConfig(Config):
 
     @model_validator(mode="after")
     def _clip_fits_downsampling(self) -> "VQGANTrainConfig":
-        self.model.grid(self.data.frames, self.data.resolution, self.data.resolution)
+        given = self.data.model_fields_set | self.model.model_fields_set
+        if self.train.init is None or given >= _DECIDES_GRID:
+            self.model.grid(self.data.frames, self.data.resolution, self.data.resolution)
         return self
 
     @model_validator(mode="after")
@@ -159,6 +166,7 @@ class GPTTrainConfig(Config):
     vqgan: Annotated[Path | None, Published("vqvae")] = None
     """VQGAN run folder, checkpoint or published file; a token dataset brings its own."""
     model: GPTOptions = Field(default_factory=GPTOptions)
+    loss: GPTLossConfig = Field(default_factory=GPTLossConfig)
     optim: GPTOptimConfig = Field(default_factory=GPTOptimConfig)
     train: GPTLoopConfig = Field(default_factory=GPTLoopConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)

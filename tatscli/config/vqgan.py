@@ -34,6 +34,10 @@ class VQGANConfig(Config):
     """Move codes that are hardly used onto encoder outputs of the current batch."""
     restart_threshold: float = Field(0.1, gt=0, lt=1)
     """Share of the uniform usage below which a code is moved when random restart is on."""
+    restart_statistics: Annotated[bool, FILE_ONLY] = True
+    """Whether a moved code takes its statistics along; without, as published, it flies back."""
+    codebook_update: Annotated[Literal["step", "pass"], FILE_ONLY] = "step"
+    """When codes move: once a step, or as published in each pass, that for discriminators too."""
     disc_channels: int = Field(64, ge=1)
     """Channels of the first layer of both discriminators."""
     disc_layers: int = Field(3, ge=1)
@@ -81,6 +85,8 @@ class VQGANLossConfig(Config):
     """Weight of the absolute pixel error."""
     perceptual_weight: float = Field(4.0, ge=0)
     """Weight of the perceptual error (LPIPS) of one random frame a clip; 0 needs no VGG16 file."""
+    perceptual_range: Annotated[float, FILE_ONLY] = Field(1.0, gt=0)
+    """Largest pixel value that LPIPS is shown; it expects 1, the published code shows 0.5."""
     image_gan_weight: float = Field(1.0, ge=0)
     """Weight of the discriminator that sees one random frame a clip."""
     video_gan_weight: float = Field(1.0, ge=0)

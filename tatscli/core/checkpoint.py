@@ -9,12 +9,12 @@ sampling needs no second file. Published TATS checkpoints enter through ``core.o
 import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tatscli import __version__
@@ -24,32 +24,38 @@ from tatscli.config.vqgan import VQGANConfig
 from tatscli.core.files import written_whole
 from tatscli.core.models.gpt import GPT
 from tatscli.core.models.vqgan import VQGAN
-from tatscli.core.original import is_original, original_gpt, original_vqgan, read_original
+from tatscli.core.original import (
+    JUDGES,
+    GPTFacts,
+    OriginalGPT,
+    OriginalVQGAN,
+    VQGANFacts,
+    holds_gpt,
+    is_original,
+    is_state,
+    original_gpt,
+    original_vqgan,
+    part_of,
+    published_gpt,
+    published_vqgan,
+    read_original,
+)
 from tatscli.errors import CheckpointError
 
 FORMAT = 1
 HEADER = "tats"
 
 
-class _HeldVQGAN(BaseModel):
-    config: VQGANConfig
-    clip: ClipConfig
-    rate: float
-
-
-class _VQGANHeader(_HeldVQGAN):
+class _VQGANHeader(VQGANFacts):
     format: int
     kind: Literal["vqgan"]
     step: int
 
 
-class _GPTHeader(BaseModel):
+class _GPTHeader(GPTFacts):
     format: int
     kind: Literal["gpt"]
     step: int
-    config: GPTConfig
-    classes: tuple[str, ...]
-    vqgan: _HeldVQGAN
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,15 @@ class TrainedVQGAN:
         clip: Geometry of the training clips.
         rate: Frames per second of the training clips, as kept; 0 where it is not known.
         step: Steps of training.
+        judges: State dicts of its discriminators in one, as far as its file holds them: keys start
+            with ``image_discriminator.`` and ``video_discriminator.``.
     """
 
     model: VQGAN
     clip: ClipConfig
     rate: float
     step: int
+    judges: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -77,12 +86,21 @@ class TrainedVQGAN:
 
 @dataclass(frozen=True)
 class TrainedGPT:
-    """A GPT, the VQGAN it writes codes for, and the names of its classes."""
+    """A GPT with what it needs.
+
+    Attributes:
+        model: In eval mode.
+        vqgan: The VQGAN it writes codes for.
+        classes: Names of its classes.
+        step: Steps of training.
+        sound: The VQGAN of the sound it is conditioned on.
+    """
 
     model: GPT
     vqgan: TrainedVQGAN
     classes: tuple[str, ...]
     step: int
+    sound: TrainedVQGAN | None = None
 
 
 def load_vqgan(path: str | Path) -> VQGAN:
@@ -116,16 +134,15 @@ def read_vqgan(path: Path) -> TrainedVQGAN:
     checkpoint = read_original(file)
     if is_original(checkpoint):
         with _naming(file):
-            found = original_vqgan(checkpoint)
-        return _trained_vqgan(found.config, found.clip, 0.0, found.state, found.step, file)
-    header = _header(checkpoint, file)
-    held = header.vqgan if isinstance(header, _GPTHeader) else header
-    state = _part(checkpoint["state_dict"], "vqgan.")
-    return _trained_vqgan(held.config, held.clip, held.rate, state, header.step, file)
+            return _from_original(original_vqgan(checkpoint), file)
+    header, states = _header(checkpoint, file), checkpoint["state_dict"]
+    facts = header.vqgan if isinstance(header, _GPTHeader) else header
+    judges = {key: value for key, value in states.items() if key.startswith(JUDGES)}
+    return _trained_vqgan(facts, part_of(states, "vqgan."), header.step, file, judges)
 
 
 def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
-    """Load a GPT with its VQGAN; see ``load_gpt``.
+    """Load a GPT with its VQGANs; see ``load_gpt``.
 
     Args:
         path: Where the GPT is.
@@ -135,14 +152,16 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
     file = find_checkpoint(path)
     checkpoint = read_original(file)
     given = read_vqgan(vqgan) if vqgan else None
+    facts: GPTFacts
+    sound = None
     if is_original(checkpoint):
-        with _naming(file):
+        hint = f"is {vqgan} the VQGAN it was trained with? leave out --vqgan to do without"
+        with _naming(file, hint if given else ""):
             found = original_gpt(checkpoint, given.model.config if given else None)
-        inside = _trained_vqgan(
-            found.vqgan.config, found.vqgan.clip, 0.0, found.vqgan.state, found.step, file
-        )
-        config, state, step = found.config, found.state, found.step
-        classes = tuple(str(i) for i in range(_classes(config)))
+        facts, state, step = found.facts, found.state, found.step
+        inside = _from_original(found.vqgan, file)
+        if found.sound:
+            sound = _from_original(found.sound, file)
     else:
         header = _header(checkpoint, file)
         if not isinstance(header, _GPTHeader):
@@ -150,21 +169,29 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
                 f"{file} holds a {header.kind}, expected a gpt",
                 "train one with: tats gpt train --data DIR --vqgan RUN",
             )
-        states, held = checkpoint["state_dict"], header.vqgan
-        inside = _trained_vqgan(
-            held.config, held.clip, held.rate, _part(states, "vqgan."), header.step, file
-        )
-        config, state, step = header.config, _part(states, "gpt."), header.step
-        classes = header.classes
+        states = checkpoint["state_dict"]
+        facts, state, step = header, part_of(states, "gpt."), header.step
+        inside = _trained_vqgan(header.vqgan, part_of(states, "vqgan."), step, file)
+        if header.sound:
+            sound = _trained_vqgan(header.sound, part_of(states, "sound."), step, file)
     if given and given.model.fingerprint() != inside.model.fingerprint():
         raise CheckpointError(
             f"{file} writes codes of VQGAN {inside.model.fingerprint()}, "
             f"but {vqgan} is VQGAN {given.model.fingerprint()}",
             "leave out --vqgan: the GPT's checkpoint holds its own",
         )
-    model = GPT(config)
+    model = GPT(facts.config)
     _fill(model, state, file)
-    return TrainedGPT(model.eval(), inside, classes, step)
+    return TrainedGPT(model.eval(), inside, facts.classes, step, sound)
+
+
+def read_trained(path: Path, vqgan: Path | None = None) -> TrainedVQGAN | TrainedGPT:
+    """Load whatever a checkpoint holds; see ``load_vqgan`` and ``read_gpt``."""
+    file = find_checkpoint(path)
+    checkpoint = read_original(file)
+    published = is_original(checkpoint)
+    gpt = holds_gpt(checkpoint) if published else _header(checkpoint, file).kind == "gpt"
+    return read_gpt(file, vqgan) if gpt else read_vqgan(file)
 
 
 def vqgan_header(config: VQGANConfig, clip: ClipConfig, rate: float, step: int) -> dict[str, Any]:
@@ -177,26 +204,63 @@ def vqgan_header(config: VQGANConfig, clip: ClipConfig, rate: float, step: int) 
 
 
 def gpt_header(
-    config: GPTConfig, classes: tuple[str, ...], vqgan: TrainedVQGAN, step: int
+    config: GPTConfig,
+    classes: tuple[str, ...],
+    vqgan: TrainedVQGAN,
+    step: int,
+    sound: TrainedVQGAN | None = None,
 ) -> dict[str, Any]:
     """What a GPT checkpoint says about itself."""
     return _new_header("gpt", step) | {
         "config": config.model_dump(mode="json"),
         "classes": list(classes),
-        "vqgan": {
-            "config": vqgan.model.config.model_dump(mode="json"),
-            "clip": _geometry(vqgan.clip),
-            "rate": vqgan.rate,
-            "fingerprint": vqgan.model.fingerprint(),
-        },
+        "vqgan": _held(vqgan),
+        "sound": _held(sound) if sound else None,
     }
 
 
 def save_vqgan(vqgan: TrainedVQGAN, file: Path) -> None:
-    """Write a VQGAN alone, without what continues its training."""
+    """Write a VQGAN alone, with its discriminators but without what continues its training."""
     state = {f"vqgan.{key}": value for key, value in vqgan.model.state_dict().items()}
     header = vqgan_header(vqgan.model.config, vqgan.clip, vqgan.rate, vqgan.step)
+    save_atomically({HEADER: header, "state_dict": state | dict(vqgan.judges)}, file)
+
+
+def save_gpt(gpt: TrainedGPT, file: Path) -> None:
+    """Write a GPT and its VQGANs, without discriminators and what continues its training."""
+    modules = {"gpt": gpt.model, "vqgan": gpt.vqgan.model}
+    if gpt.sound:
+        modules["sound"] = gpt.sound.model
+    state = {
+        f"{name}.{key}": value
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    header = gpt_header(gpt.model.config, gpt.classes, gpt.vqgan, gpt.step, gpt.sound)
     save_atomically({HEADER: header, "state_dict": state}, file)
+
+
+def save_original(trained: TrainedVQGAN | TrainedGPT, file: Path) -> None:
+    """Write in the published layout; see ``published_vqgan`` for what it lacks.
+
+    Raises:
+        CheckpointError: The published code would compute something else, or the file cannot be
+            written.
+    """
+    if isinstance(trained, TrainedGPT):
+        sound = _to_original(trained.sound) if trained.sound else None
+        vqgan = _to_original(trained.vqgan)
+        facts = GPTFacts(
+            config=trained.model.config,
+            classes=trained.classes,
+            vqgan=vqgan.facts,
+            sound=sound.facts if sound else None,
+        )
+        state = trained.model.state_dict()
+        checkpoint = published_gpt(OriginalGPT(facts, state, vqgan, sound, trained.step))
+    else:
+        checkpoint = published_vqgan(_to_original(trained))
+    save_atomically(checkpoint, file)
 
 
 def save_atomically(checkpoint: Mapping[str, Any], file: Path) -> None:
@@ -234,21 +298,22 @@ def find_checkpoint(path: Path) -> Path:
 
 
 @contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """Name the file in errors that know its content only."""
+def _naming(file: Path, hint: str = "") -> Iterator[None]:
+    """Name the file in errors that know its content only; the hint is for those without."""
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error.message}", error.hint) from error
+        raise CheckpointError(f"{file}: {error.message}", error.hint or hint) from error
 
 
 def _header(checkpoint: Mapping[str, Any], file: Path) -> _VQGANHeader | _GPTHeader:
     """What a checkpoint of ours says about itself, checked as a whole."""
     header, states = checkpoint.get(HEADER), checkpoint.get("state_dict")
-    if not isinstance(header, dict) or not _is_state(states):
+    if not isinstance(header, dict) or not is_state(states):
         keys = ", ".join(sorted(map(str, checkpoint))[:10])
         raise CheckpointError(
-            f"{file} is neither a tats checkpoint nor a published TATS file; it holds: {keys}"
+            f"{file} is neither a tats checkpoint nor a published TATS file, which has state_dict "
+            f"and hyper_parameters with args; it holds: {keys}"
         )
     number = header.get("format")
     if isinstance(number, int) and number > FORMAT:
@@ -267,12 +332,6 @@ def _header(checkpoint: Mapping[str, Any], file: Path) -> _VQGANHeader | _GPTHea
         ) from None
 
 
-def _is_state(states: Any) -> bool:
-    return isinstance(states, Mapping) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in states.items()
-    )
-
-
 def _new_header(kind: str, step: int) -> dict[str, Any]:
     return {"format": FORMAT, "kind": kind, "version": __version__, "step": step}
 
@@ -282,21 +341,35 @@ def _geometry(clip: ClipConfig) -> dict[str, Any]:
     return {name: getattr(clip, name) for name in ClipConfig.model_fields}
 
 
+def _held(vqgan: TrainedVQGAN) -> dict[str, Any]:
+    return {
+        "config": vqgan.model.config.model_dump(mode="json"),
+        "clip": _geometry(vqgan.clip),
+        "rate": vqgan.rate,
+        "fingerprint": vqgan.model.fingerprint(),
+    }
+
+
 def _trained_vqgan(
-    config: VQGANConfig,
-    clip: ClipConfig,
-    rate: float,
+    facts: VQGANFacts,
     state: dict[str, Tensor],
     step: int,
     file: Path,
+    judges: Mapping[str, Tensor] | None = None,
 ) -> TrainedVQGAN:
-    model = VQGAN(config)
+    model = VQGAN(facts.config)
     _fill(model, state, file)
-    return TrainedVQGAN(model.eval(), clip, rate, step)
+    return TrainedVQGAN(model.eval(), facts.clip, facts.rate, step, judges or {})
 
 
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+def _from_original(found: OriginalVQGAN, file: Path) -> TrainedVQGAN:
+    return _trained_vqgan(found.facts, found.state, found.step, file, found.judges)
+
+
+def _to_original(vqgan: TrainedVQGAN) -> OriginalVQGAN:
+    clip = ClipConfig(**_geometry(vqgan.clip))
+    facts = VQGANFacts(config=vqgan.model.config, clip=clip, rate=vqgan.rate)
+    return OriginalVQGAN(facts, vqgan.model.state_dict(), dict(vqgan.judges), vqgan.step)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
@@ -313,8 +386,3 @@ def _fill(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         shown = "\n  ".join(differing[:10])
         raise CheckpointError(f"{file} does not fit its own settings:\n  {shown}")
     model.load_state_dict(state)
-
-
-def _classes(config: GPTConfig) -> int:
-    part = config.condition.part("label")
-    return part.ids if part else 0

@@ -10,15 +10,17 @@ import torch
 from tiny_app import Notes, encode_config, gpt_config
 
 from tatscli.app import encode as module
-from tatscli.app.data import VideoClips, open_videos
+from tatscli.app.data import VideoClips, open_videos, synthesise
 from tatscli.app.encode import decode, encode
 from tatscli.app.reporting import Silent
 from tatscli.app.train import train_gpt
 from tatscli.config.encode import DecodeConfig
+from tatscli.config.synth import SynthConfig
 from tatscli.core.checkpoint import read_vqgan
 from tatscli.core.data import tokens as token_files
 from tatscli.core.data.tokens import TokenDataset, read_manifest
 from tatscli.core.data.video import probe, read_frames, to_uint8
+from tatscli.core.models.vqgan import VQGAN
 from tatscli.errors import DataError
 
 
@@ -150,6 +152,38 @@ def test_decoding_writes_a_video_a_clip(tokens: Path, vqgan_run: Path, tmp_path:
         assert np.array_equal(found_frames, to_uint8(video)[0])
     with pytest.raises(DataError, match="not empty; nothing was overwritten"):
         decode(tokens, config)
+
+
+def test_decoding_takes_no_more_memory_for_many_clips_or_long_ones(
+    vqgan_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SynthConfig(classes=1, train_videos=1, test_videos=1, size=16, video_frames=84, rate=8)
+    data = synthesise(tmp_path / "data", config).folder
+    original, decoded = VQGAN.decode, list[tuple[int, ...]]()
+
+    def spied(model: VQGAN, codes: torch.Tensor) -> torch.Tensor:
+        decoded.append(tuple(codes.shape[:2]))
+        return original(model, codes)
+
+    for frames, calls in [
+        (12, [(4, 6), (3, 6)] * 2),
+        (84, [(1, 22), (1, 28), (1, 16)] * 2),  # pieces of 16 with 6 on each side
+    ]:
+        chosen = {"sequence_length": frames}
+        tokens = encode(
+            encode_config(data, tmp_path / f"tokens-{frames}", vqgan_run, data=chosen)
+        ).folder
+        with monkeypatch.context() as patch:
+            patch.setattr(VQGAN, "decode", spied)
+            options = {"out": tmp_path / f"out-{frames}", "lossless": True}
+            folder = decode(tokens, DecodeConfig.model_validate({"decode": options})).folder
+        assert decoded == calls
+        decoded.clear()
+        codes = TokenDataset(tokens, "val")[0].tokens
+        whole = to_uint8(read_vqgan(vqgan_run).model.decode(codes[None]))[0]
+        file = folder / "val" / "clip-000000.mkv"
+        found = read_frames(file, probe(file), range(frames))
+        assert np.abs(found.astype(int) - whole).max() <= 1  # where rounding tips a level
 
 
 def test_decoding_refuses_another_vqgan(

@@ -108,4 +108,5 @@ def test_the_snippet_of_the_readme_runs(
     assert names["video"].shape == (2, 3, 4, 8, 8)
     assert names["logits"].shape == (2, 8, 3 + 16)
     assert names["videos"].shape == (4, 3, 32, 8, 8)
+    assert names["more"].shape == (2, 3, 4, 8, 8)
     assert names["distance"] == pytest.approx(0, abs=1e-6)

@@ -14,7 +14,8 @@ from tiny_app import Notes, gpt_config, long_config, short_config
 import tatscli
 from tatscli.app import sample as module
 from tatscli.app.run import RunFolder
-from tatscli.app.sample import newest_gpt, read_samples
+from tatscli.app.sample import read_samples
+from tatscli.app.sampler import newest_gpt
 from tatscli.app.train import train_gpt
 from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.data.video import probe, read_frames, to_uint8
@@ -227,7 +228,7 @@ def test_samples_are_compared_with_real_videos_at_the_speed_of_training(
     clip = trained.vqgan.clip.model_copy(update={"frame_rate": 20.0, "sample_every_n_frames": 2})
     faster = replace(trained, vqgan=replace(trained.vqgan, clip=clip))
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(module, "read_gpt", lambda *_: faster)
+    monkeypatch.setattr("tatscli.app.sampler.read_gpt", lambda *_: faster)
     monkeypatch.setattr(module.weights, "locate", lambda name: None)
     monkeypatch.setattr(module, "evaluate_fvd", lambda *_, **settings: asked.append(settings))
     real = {"compute_fvd": True, "data": data} | given

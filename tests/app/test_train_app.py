@@ -9,6 +9,8 @@ import pytest
 import torch
 from tiny_app import Notes, encode_config, gpt_config, vqgan_config
 
+from tatscli.app import train as module
+from tatscli.app.architecture import gpt_architecture
 from tatscli.app.devices import batch_norm_notes, placement_notes
 from tatscli.app.encode import decode, encode
 from tatscli.app.run import RunFolder
@@ -17,6 +19,7 @@ from tatscli.config.encode import DecodeConfig
 from tatscli.config.files import read_layer, resolve
 from tatscli.config.train import ComputeConfig, GPTTrainConfig, VQGANTrainConfig
 from tatscli.core.checkpoint import find_checkpoint, read_gpt, read_vqgan
+from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.training.engine import Placement
 from tatscli.errors import CheckpointError, ConfigError, DataError, DeviceError, RunError
 
@@ -232,6 +235,108 @@ def test_clips_that_the_vqgan_cannot_take_are_named_with_both_numbers(
         assert all(part in caught.value.message for part in says)
         assert "pydantic" not in caught.value.message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"n_unmasked": 6}, ["--n-unmasked 6", "2 x 2 = 4"]),
+        ({"infill": True, "block_size": 20}, ["block size 20", "4 x 2 x 2", "16 positions"]),
+        ({"infill": True, "block_size": 9}, ["block size 9", "16 positions"]),
+    ],
+)
+def test_infilling_wants_its_sizes_exactly(
+    data: Path, vqgan_run: Path, tmp_path: Path, changes: dict[str, Any], says: list[str]
+) -> None:
+    clips = {"sequence_length": 8}
+    with pytest.raises(ConfigError) as caught:
+        train_gpt(gpt_config(data, tmp_path / "run", vqgan_run, model=changes, data=clips))
+    assert all(part in caught.value.message for part in says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_infilling_needs_a_latent_frame_between_two(tokens: Path, tmp_path: Path) -> None:
+    config = gpt_config(tokens, tmp_path / "run", model={"infill": True})
+    with pytest.raises(ConfigError, match="at least 3 latent frames, got 2"):
+        train_gpt(config)
+
+
+@pytest.mark.parametrize(("stride", "kept"), [(1, 5), (2, 3), (3, 2), (4, 2), (9, 1)])
+def test_key_frames_are_every_nth_latent_frame_of_a_clip(
+    data: Path, vqgan_run: Path, stride: int, kept: int
+) -> None:
+    model = {"latent_stride": stride}
+    config = gpt_config(data, Path("x"), model=model, data={"sequence_length": 10})
+    architecture = gpt_architecture(config, read_vqgan(vqgan_run), ())
+    assert (architecture.grid, architecture.latent_stride) == ((kept, 2, 2), stride)
+    assert architecture.block_size == architecture.positions == 4 * kept
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_pictures_of_key_frames_show_each_by_itself(
+    data: Path, vqgan_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: bool
+) -> None:
+    pictures: list[torch.Tensor] = []
+    written: list[torch.Tensor] = []
+    original = module.generate_window
+
+    def generated(*arguments: Any) -> torch.Tensor:
+        written.append(original(*arguments))
+        return written[-1]
+
+    monkeypatch.setattr(module, "generate_window", generated)
+    monkeypatch.setattr(module, "save_samples", lambda video, *_: pictures.append(video))
+    clips = {"sequence_length": 10}
+    material = data
+    if encoded:
+        material = encode(encode_config(data, tmp_path / "t", vqgan_run, data=clips)).folder
+    model = {"latent_stride": 2}
+    train_gpt(gpt_config(material, tmp_path / "run", None if encoded else vqgan_run,
+                         model=model, data={} if encoded else clips))  # fmt: skip
+    vqgan = read_vqgan(vqgan_run).model
+    assert pictures[0].shape == (4, 3, 3 * 2, 8, 8)
+    for number in range(3):
+        alone = vqgan.decode(written[0][:, number : number + 1]).clamp(-0.5, 0.5)
+        found = pictures[0][:, :, 2 * number : 2 * number + 2]
+        torch.testing.assert_close(found, alone)
+
+
+@pytest.mark.parametrize("condition", ["none", "label"])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_pictures_of_infilling_keep_the_ends_of_held_out_clips(
+    data: Path,
+    vqgan_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    condition: str,
+    encoded: bool,
+) -> None:
+    decoded: list[torch.Tensor] = []
+    pictures: list[tuple[torch.Tensor, torch.Tensor]] = []
+    original = VQGAN.decode
+
+    def decode(self: VQGAN, codes: torch.Tensor) -> torch.Tensor:
+        decoded.append(codes)
+        return original(self, codes)
+
+    def saved(real: torch.Tensor, made: torch.Tensor, *_: Any) -> None:
+        pictures.append((real, made))
+
+    monkeypatch.setattr(VQGAN, "decode", decode)
+    monkeypatch.setattr(module, "save_reconstructions", saved)
+    clips = {"sequence_length": 10}
+    material = data
+    if encoded:
+        material = encode(encode_config(data, tmp_path / "t", vqgan_run, data=clips)).folder
+    train_gpt(gpt_config(material, tmp_path / "run", None if encoded else vqgan_run,
+                         model={"infill": True, "condition": condition},
+                         data={} if encoded else clips))  # fmt: skip
+    real, made = decoded[:2]
+    assert real.shape == made.shape == (2, 5, 2, 2)
+    assert torch.equal(real[:, [0, -1]], made[:, [0, -1]])
+    assert not torch.equal(real, made)
+    assert pictures[0][0].shape == pictures[0][1].shape == (2, 3, 10, 8, 8)
+    assert read_gpt(tmp_path / "run").model.config.infill
 
 
 def test_a_larger_block_is_a_note(tokens: Path, tmp_path: Path) -> None:

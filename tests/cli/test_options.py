@@ -9,6 +9,7 @@ import yaml
 
 from tatscli.cli.options import configured, option_type
 from tatscli.config.base import FILE_ONLY, Config, Obsolete, Published
+from tatscli.config.files import read_compat
 
 TRAIN = ("vqgan", "train", "--data", "videos")
 
@@ -128,6 +129,51 @@ def test_resuming_starts_from_the_settings_of_the_run(tats, receive, tmp_path):
     assert tats("vqgan", "train", "--resume", tmp_path, "--max-steps", 7).code == 0
     config, run, _ = received[0]
     assert (config.model.codes, config.train.max_steps, run) == (99, 7, tmp_path)
+
+
+def test_a_new_start_and_a_resumption_are_an_error(tats, tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"data": "there"}}))
+    outcome = tats("vqgan", "train", "--resume", tmp_path, "--init", "run")
+    assert outcome.code == 2
+    assert "--resume continues a run, --init starts a new one; give one" in outcome.err
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "gpt"])
+def test_a_dry_run_shows_where_a_run_would_start_and_every_published_setting(tats, stage):
+    arguments = ("--data", "x", "--init", "gone", "--dry-run")
+    plain = yaml.safe_load(tats(stage, "train", *arguments).out)
+    compat = yaml.safe_load(tats(stage, "train", *arguments, "--compat", "tats").out)
+    assert plain["train"]["init"] == compat["train"]["init"] == "gone"
+    for section, settings in read_compat(stage, "tats").values.items():
+        for name, value in settings.items():
+            assert compat[section].pop(name) == value != plain[section].pop(name)
+    assert compat == plain
+
+
+def test_options_beat_the_file_which_beats_compat_which_beats_the_preset(resolved, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("loss:\n  disc_warmup: 7\n  disc_ramp: 8\n")
+    config, _ = resolved("--disc-ramp", 9, "-c", file, "--compat", "tats", "--preset", "tiny")
+    loss = config.loss
+    assert (loss.perceptual_range, loss.disc_warmup, loss.disc_ramp) == (0.5, 7, 9)
+    # The preset's warm-up is 20; what only the preset sets stays.
+    assert (config.optim.lr_warmup, config.model.codes) == (0, 1024)
+    assert resolved("--preset", "tiny")[0].optim.lr_warmup == 20
+
+
+@pytest.mark.parametrize("length", ["short", "long"])
+def test_samplers_take_the_published_numerics(tats, receive, length):
+    received = receive(f"tatscli.app.sample.{length}")
+    tats("sample", length, "--compat", "tats")
+    tats("sample", length)
+    compat, plain = (config for config, *_ in received)
+    assert (compat.filter.condition_ids, plain.filter.condition_ids) == ("sampled", "masked")
+
+
+def test_compat_is_of_something_known(tats):
+    outcome = tats(*TRAIN, "--compat", "vqvae")
+    assert outcome.code == 2
+    assert "'vqvae' is not" in outcome.err and "tats" in outcome.err
 
 
 def test_resuming_what_is_no_run_is_an_error(tats, tmp_path):

@@ -30,6 +30,22 @@ LONG = (
     "sample long --gpt_ckpt GPT --vqgan_ckpt VQGAN --save_name NAME --n_sample 64 "
     "--batch_size 16 --sample_length 64 --sample_resolution 16 --temporal_sample_pos 1"
 )
+HIERARCHY = (
+    "gpt train --num_workers 32 --val_check_interval 0.5 --progress_bar_refresh_rate 500 --gpus 8 "
+    "--sync_batchnorm --unconditional --vqvae VQGAN --data_path DATA --default_root_dir OUT "
+    "--vocab_size 16384 --n_layer 24 --n_head 16 --n_embd 1024 --resolution 128 "
+    "--spatial_length 128 --max_steps 2000000 "
+)
+INFILL = HIERARCHY + "--batch_size 3 --block_size 1280 --sequence_length 20 --n_unmasked 256"
+KEYS = (
+    HIERARCHY + "--batch_size 4 --block_size 1024 --sequence_length 64 "
+    "--sample_every_n_latent_frames 4"
+)
+HIERARCHICAL = (
+    "sample long --ckpt1 KEYS --ckpt2 INFILL --vqgan VQGAN --save OUT --batch_size 12 --n_sample 8 "
+    "--top_k_init 16384 --top_p_init 0.99 --top_k 2048 --top_p 0.8 --sample_length 64 "
+    "--sample_resolution 16 --temporal_sample_pos 1 --run 1 --dataset sky --save_videos"
+)
 LINES = {
     "tatscli.app.train.train_vqgan": VQGAN,
     "tatscli.app.train.train_gpt": GPT,
@@ -157,8 +173,36 @@ def test_the_long_line_reaches_sampling(tats, receive):
         "frames": 0,
         "temporal_sample_pos": 1,
         "sample_resolution": 16,
+        "infill_gpt": None,
     }
     assert (config["sample"]["samples"], config["sample"]["name"]) == (64, "NAME")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (INFILL, {"infill": False, "n_unmasked": 256, "latent_stride": 1}),
+        (KEYS, {"infill": False, "n_unmasked": 0, "latent_stride": 4}),
+    ],
+    ids=["infill", "keys"],
+)
+def test_the_hierarchical_lines_resolve(tats, line, expected):
+    outcome = tats(*line.split(), "--dry-run")
+    assert outcome.code == 0
+    model = yaml.safe_load(outcome.out)["model"]
+    assert {name: model[name] for name in expected} == expected
+    assert "--spatial-length has no effect: the latent side follows" in outcome.err
+
+
+def test_the_hierarchical_sampling_line_reaches_sampling(tats, receive):
+    received = receive("tatscli.app.sample.long")
+    outcome = tats(*HIERARCHICAL.split())
+    assert outcome.code == 0
+    config = received[0][0]
+    assert (str(config.sample.gpt), str(config.window.infill_gpt)) == ("KEYS", "INFILL")
+    cuts = config.filter
+    assert (cuts.top_k, cuts.top_p, cuts.top_k_init, cuts.top_p_init) == (2048, 0.8, 16384, 0.99)
+    assert "--run has no effect" in outcome.err
 
 
 ONE_BY_ONE = [

@@ -5,6 +5,7 @@ import os
 import pickle
 import stat
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,24 @@ import pytest
 import torch
 
 from tatscli.config.data import ClipConfig
-from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.config.gpt import ConditionLayout, ConditionPart, GPTConfig
 from tatscli.config.vqgan import VQGANConfig
 from tatscli.core.checkpoint import (
     HEADER,
+    TrainedGPT,
     TrainedVQGAN,
     find_checkpoint,
-    gpt_header,
     load_gpt,
     load_vqgan,
     read_gpt,
+    read_trained,
     read_vqgan,
     save_atomically,
+    save_gpt,
     save_vqgan,
     vqgan_header,
 )
+from tatscli.core.models.discriminator import PatchDiscriminator
 from tatscli.core.models.gpt import GPT
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.errors import CheckpointError
@@ -42,16 +46,16 @@ def vqgan(seed: int = 0, **settings: Any) -> TrainedVQGAN:
     return TrainedVQGAN(VQGAN(config).eval(), CLIP, 2.5, 40)
 
 
-def save_gpt(file: Path, inside: TrainedVQGAN, classes: tuple[str, ...] = ("a", "b")) -> GPT:
+def new_gpt(inside: TrainedVQGAN, condition: ConditionLayout) -> GPT:
     config = GPTConfig(
-        layers=1, heads=1, width=4, codes=5, grid=inside.grid, block_size=40,
-        condition=ConditionLayout.labels(len(classes)),
-    )  # fmt: skip
-    model = GPT(config).eval()
-    state = {f"gpt.{key}": value for key, value in model.state_dict().items()}
-    state |= {f"vqgan.{key}": value for key, value in inside.model.state_dict().items()}
-    header = gpt_header(config, classes, inside, 70)
-    save_atomically({HEADER: header, "state_dict": state}, file)
+        layers=1, heads=1, width=4, codes=5, grid=inside.grid, block_size=40, condition=condition
+    )
+    return GPT(config).eval()
+
+
+def save_label_gpt(file: Path, inside: TrainedVQGAN, classes: tuple[str, ...] = ("a", "b")) -> GPT:
+    model = new_gpt(inside, ConditionLayout.labels(len(classes)))
+    save_gpt(TrainedGPT(model, inside, classes, 70), file)
     return model
 
 
@@ -94,7 +98,7 @@ def test_a_codebook_that_was_loaded_goes_on_where_it_was(tmp_path: Path) -> None
 
 def test_a_gpt_comes_back_with_its_vqgan(tmp_path: Path) -> None:
     inside = vqgan()
-    saved = save_gpt(tmp_path / "g.ckpt", inside)
+    saved = save_label_gpt(tmp_path / "g.ckpt", inside)
     found = read_gpt(tmp_path / "g.ckpt")
     assert_same_state(found.model, saved)
     assert_same_state(found.vqgan.model, inside.model)
@@ -107,6 +111,63 @@ def test_a_gpt_comes_back_with_its_vqgan(tmp_path: Path) -> None:
         logits = load_gpt(tmp_path / "g.ckpt")(condition, tokens)
         assert torch.equal(logits, saved(condition, tokens))
     assert_same_state(load_vqgan(tmp_path / "g.ckpt"), inside.model)
+
+
+def judges(channels: int = 3) -> dict[str, torch.Tensor]:
+    shape = (channels, 4, 2)
+    return {
+        f"{name}.{key}": value
+        for name, judge in (
+            ("image_discriminator", PatchDiscriminator(2, *shape)),
+            ("video_discriminator", PatchDiscriminator(3, *shape)),
+        )
+        for key, value in judge.state_dict().items()
+    }
+
+
+def test_a_vqgan_keeps_the_discriminators_it_has(tmp_path: Path) -> None:
+    saved = replace(vqgan(disc_channels=4, disc_layers=2), judges=judges())
+    save_vqgan(saved, tmp_path / "v.ckpt")
+    found = read_vqgan(tmp_path / "v.ckpt")
+    assert found.judges.keys() == saved.judges.keys()
+    assert all(torch.equal(value, saved.judges[key]) for key, value in found.judges.items())
+    assert_same_state(found.model, saved.model)
+    save_vqgan(vqgan(), tmp_path / "alone.ckpt")
+    assert read_vqgan(tmp_path / "alone.ckpt").judges == {}
+
+
+def test_a_gpt_of_sound_comes_back_with_both_vqgans(tmp_path: Path) -> None:
+    inside, sound = vqgan(), vqgan(1, image_channels=1, codes=7)
+    part = ConditionPart(kind="sound", tokens=6, ids=7, offset=0)
+    model = new_gpt(inside, ConditionLayout(parts=(part,)))
+    save_gpt(TrainedGPT(model, inside, (), 70, sound), tmp_path / "g.ckpt")
+    found = read_gpt(tmp_path / "g.ckpt")
+    assert_same_state(found.model, model)
+    assert_same_state(found.vqgan.model, inside.model)
+    assert found.sound
+    assert_same_state(found.sound.model, sound.model)
+    assert found.sound.model.config == sound.model.config
+    assert (found.sound.clip, found.sound.rate, found.classes) == (CLIP, 2.5, ())
+
+
+def test_files_from_before_there_was_sound_are_read(tmp_path: Path) -> None:
+    inside = vqgan()
+    save_label_gpt(tmp_path / "g.ckpt", inside)
+    checkpoint = torch.load(tmp_path / "g.ckpt")
+    del checkpoint[HEADER]["sound"]
+    for name in ("latent_stride", "infill"):
+        del checkpoint[HEADER]["config"][name]
+    save_atomically(checkpoint, tmp_path / "g.ckpt")
+    found = read_gpt(tmp_path / "g.ckpt")
+    assert found.sound is None
+    assert (found.model.config.latent_stride, found.model.config.infill) == (1, False)
+
+
+def test_whatever_a_file_holds_is_read(tmp_path: Path) -> None:
+    save_vqgan(vqgan(), tmp_path / "v.ckpt")
+    save_label_gpt(tmp_path / "g.ckpt", vqgan())
+    assert isinstance(read_trained(tmp_path / "v.ckpt"), TrainedVQGAN)
+    assert isinstance(read_trained(tmp_path / "g.ckpt"), TrainedGPT)
 
 
 def test_a_run_folder_means_its_best_else_its_last(tmp_path: Path) -> None:
@@ -134,7 +195,7 @@ def test_the_fingerprint_is_that_of_weights_and_codes() -> None:
 
 def test_a_gpt_refuses_another_vqgan_with_both_fingerprints(tmp_path: Path) -> None:
     own, other = vqgan(), vqgan(1)
-    save_gpt(tmp_path / "g.ckpt", own)
+    save_label_gpt(tmp_path / "g.ckpt", own)
     save_vqgan(own, tmp_path / "own.ckpt")
     save_vqgan(other, tmp_path / "other.ckpt")
     assert read_gpt(tmp_path / "g.ckpt", tmp_path / "own.ckpt").step == 70

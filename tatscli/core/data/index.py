@@ -34,7 +34,9 @@ Progress = Callable[[int, int], None]
 HELD_OUT = 0.1
 """Part of the videos that is validated on where the folder has no split of its own."""
 
-_SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "test": "val"}
+SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "test": "val"}
+"""Folders right below a dataset that are its splits."""
+
 _FORMAT = 1
 _FIELDS = ("width", "height", "rotation", "rate", "ordered")
 
@@ -192,7 +194,7 @@ def _unreadable(error: OSError) -> None:
 
 def _split_folders(root: Path) -> list[str]:
     try:
-        present = [name for name in _SPLIT_FOLDERS if (root / name).is_dir()]
+        present = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
     except OSError as error:
         raise DataError(f"{root}: {error.strerror}") from error
     if "val" in present and "test" in present:
@@ -298,7 +300,7 @@ def _assign(
     names = [_class_name(video.path, bool(folders)) for video, _ in videos]
     if "val" in folders or "test" in folders:
         entries = [
-            replace(entry, split=_SPLIT_FOLDERS[entry.path.split("/", 1)[0]]) for entry in entries
+            replace(entry, split=SPLIT_FOLDERS[entry.path.split("/", 1)[0]]) for entry in entries
         ]
     else:
         if not all(names):  # no classes, so none has to stay complete

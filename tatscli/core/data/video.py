@@ -6,7 +6,8 @@ packets, never by index over rate, which is wrong for variable rates.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -42,7 +43,8 @@ _MUXER = {"h264": "mp4", "mpeg4": "mp4", "vp9": "webm", "ffv1": "matroska"}
 _ENCODER = {"h264": "libx264", "mpeg4": "mpeg4", "vp9": "libvpx-vp9", "ffv1": "ffv1"}
 _PIXELS = {"h264": "yuv420p", "mpeg4": "yuv420p", "vp9": "yuv420p", "ffv1": "bgr0"}
 _QUALITY = {
-    "h264": {"crf": "17"},
+    # With its macroblock tree, x264 gives other bytes for the same frames, one time in ten or so.
+    "h264": {"crf": "17", "x264-params": "mbtree=0"},
     "mpeg4": {"qmin": "2", "qmax": "3"},
     "vp9": {"crf": "15", "b": "0", "deadline": "good", "cpu-used": "4"},
     "ffv1": {"level": "3"},
@@ -364,6 +366,51 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+@contextmanager
+def video_writer(
+    path: Path,
+    rate: Fraction | float,
+    *,
+    lossless: bool = False,
+    codec: Codec = "h264",
+    metadata: dict[str, str] | None = None,
+) -> Iterator[Callable[[Frames], None]]:
+    """A file that frames are added to, under a temporary name until it is complete.
+
+    Only what the codec looks ahead is held in memory, so a file may be of any length.
+
+    Args:
+        path: Where to; .mp4 for h264 and mpeg4, .webm for vp9, .mkv for lossless.
+        rate: Frames per second.
+        lossless: FFV1, which gives every bit back, whatever `codec` says.
+        codec: H.264 plays everywhere.
+        metadata: Tags of the file, such as title and comment.
+
+    Yields:
+        What adds frames, uint8 (T, H, W, 3), all of one size. Where the codec wants even sides, an
+        odd one is extended by repeating its last pixels.
+
+    Raises:
+        DataError: The file cannot be written, or this PyAV lacks the encoder. It is not there then,
+            nor after any other error.
+    """
+    codec = "ffv1" if lossless else codec
+    exact = Fraction(rate).limit_denominator(1001)  # NTSC rates are over 1001
+    if exact <= 0:
+        raise ValueError(f"{rate} frames per second")
+    muxer = _MUXER[codec]
+    options = {"movflags": "+faststart+use_metadata_tags"} if muxer == "mp4" else {}
+    with written_whole(path, DataError) as partial:
+        try:
+            with av.open(f"file:{partial}", "w", muxer, container_options=options) as container:
+                container.metadata.update(metadata or {})
+                encoder = _Encoder(container, exact, codec)
+                yield encoder.write
+                encoder.finish()
+        except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
+            raise OSError(getattr(error, "errno", None), _reason(error)) from error
+
+
 def write_video(
     path: Path,
     frames: Frames,
@@ -373,58 +420,54 @@ def write_video(
     codec: Codec = "h264",
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes frames to a file, under a temporary name until it is complete.
-
-    Args:
-        path: Where to; .mp4 for h264 and mpeg4, .webm for vp9, .mkv for lossless.
-        frames: uint8 (T, H, W, 3). Where the codec wants even sides, an odd one is extended by
-            repeating its last pixels.
-        rate: Frames per second.
-        lossless: FFV1, which gives every bit back, whatever `codec` says.
-        codec: H.264 plays everywhere.
-        metadata: Tags of the file, such as title and comment.
+    """Writes all frames of a file, uint8 (T, H, W, 3), at once; see ``video_writer``.
 
     Raises:
         DataError: The file cannot be written, or this PyAV lacks the encoder.
     """
-    codec = "ffv1" if lossless else codec
-    exact = Fraction(rate).limit_denominator(1001)  # NTSC rates are over 1001
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or exact <= 0:
-        raise ValueError(f"frames {frames.dtype} {frames.shape} at {rate} per second")
-    if codec != "ffv1":
-        _, height, width, _ = frames.shape
-        frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with written_whole(path, DataError) as partial:
-        try:
-            _encode(partial, frames, exact, codec, metadata or {})
-        except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
-            raise OSError(getattr(error, "errno", None), _reason(error)) from error
+    with video_writer(path, rate, lossless=lossless, codec=codec, metadata=metadata) as write:
+        write(frames)
 
 
-def _encode(
-    path: Path, frames: Frames, rate: Fraction, codec: Codec, metadata: dict[str, str]
-) -> None:
-    options = {"movflags": "+faststart+use_metadata_tags"} if _MUXER[codec] == "mp4" else {}
-    with av.open(f"file:{path}", "w", format=_MUXER[codec], container_options=options) as container:
-        container.metadata.update(metadata)
-        stream: Any = container.add_stream(_ENCODER[codec], rate, options=_QUALITY[codec])
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = _PIXELS[codec]
+class _Encoder:
+    """The video stream of a file being written, as large as the first frames."""
+
+    def __init__(self, container: Any, rate: Fraction, codec: Codec) -> None:
+        self._container, self._codec = container, codec
+        self._stream: Any = container.add_stream(_ENCODER[codec], rate, options=_QUALITY[codec])
+        self._stream.pix_fmt = _PIXELS[codec]
         if codec != "ffv1":
-            stream.codec_context.colorspace = _BT601
-            stream.codec_context.color_range = _LIMITED
-        reformatter = VideoReformatter()
+            self._stream.codec_context.colorspace = _BT601
+            self._stream.codec_context.color_range = _LIMITED
+        self._reformatter = VideoReformatter()
+        self._size: tuple[int, ...] = ()
+
+    def write(self, frames: Frames) -> None:
+        size = frames.shape[1:]
+        if len(size) != 3 or size[2] != 3 or 0 in frames.shape or frames.dtype != np.uint8:
+            raise ValueError(f"frames {frames.dtype} {frames.shape}")
+        if size != (self._size or size):
+            raise ValueError(f"frames {size} in a video of {self._size}")
+        if self._codec != "ffv1":
+            frames = np.pad(frames, ((0, 0), (0, size[0] % 2), (0, size[1] % 2), (0, 0)), "edge")
+        if not self._size:
+            self._stream.height, self._stream.width = frames.shape[1:3]
+        self._size = size
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-            frame = reformatter.reformat(
+            frame = self._reformatter.reformat(
                 frame,
-                format=_PIXELS[codec],
+                format=_PIXELS[self._codec],
                 dst_colorspace=Colorspace.ITU601,
                 interpolation="BICUBIC",
                 threads=1,
             )
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        if not self._size:
+            raise ValueError("a video without frames")
+        self._container.mux(self._stream.encode(None))
 
 
 def write_png(path: Path, frame: Frames) -> None:

@@ -1,6 +1,6 @@
-"""How near a reconstruction is to its video.
+"""How near a reconstruction is to its video, and how many codes it takes.
 
-B clips, C channels, T frames, H W pixels.
+B clips, C channels, T frames, H W pixels, K codes.
 """
 
 import torch
@@ -35,3 +35,13 @@ def psnr(real: Tensor, fake: Tensor) -> Tensor:
     error = (real.float() - fake.float()).square().mean((1, 3, 4))
     decibels = 10 * torch.log10(DATA_RANGE**2 / error)
     return decibels.clamp(max=CEILING).mean(1)
+
+
+def usage_perplexity(counts: Tensor) -> float:
+    """The number of codes that, used equally often, would be as hard to guess.
+
+    Args:
+        counts: How often each code occurs, (K,), not all 0.
+    """
+    share = counts.double() / counts.sum()
+    return float(torch.special.entr(share).sum().exp())

@@ -2,7 +2,8 @@
 
 van den Oord et al. 2017, appendix A.1: the counts N and the sums m of the encoder outputs given to
 each code are averaged over steps, and a code is m / N. The arithmetic is that of the published TATS
-code, done once an optimiser step; see ``Codebook.update``.
+code, done once an optimiser step; see ``Codebook.update``. What the published code does with every
+pass, and without the statistics of restarted codes, is there to repeat its results.
 
 Letters: B clips, t h w latent positions, n all positions of a batch, K codes, D width.
 """
@@ -46,12 +47,19 @@ class Codebook(nn.Module):
     after loading. Under DDP, buffers must not be broadcast (``broadcast_buffers=False``): every
     process accumulates its own batch until ``update`` sums them.
 
+    Attributes:
+        each_pass: Whether the codes move with every batch that is quantised in training, after it
+            was, rather than whenever ``update`` is called.
+
     Args:
         codes: Entries K.
         width: Width D of an entry.
         decay: Decay of the moving averages.
         random_restart: Move codes that are hardly used onto recent encoder outputs.
         restart_threshold: Share of the mean count below which a code is moved.
+        restart_statistics: Move the statistics too. Without them, as published, the code vector
+            alone moves, at any count below 1, and flies back with the next update.
+        each_pass: See above.
     """
 
     embeddings: Tensor
@@ -68,12 +76,16 @@ class Codebook(nn.Module):
         decay: float = 0.99,
         random_restart: bool = False,
         restart_threshold: float = 0.1,
+        restart_statistics: bool = True,
+        each_pass: bool = False,
     ) -> None:
         super().__init__()
         self.codes = codes
         self.decay = decay
         self.random_restart = random_restart
         self.restart_threshold = restart_threshold
+        self.restart_statistics = restart_statistics
+        self.each_pass = each_pass
         self.register_buffer("embeddings", torch.randn(codes, width))
         self.register_buffer("N", torch.zeros(codes))
         self.register_buffer("z_avg", self.embeddings.clone())
@@ -110,6 +122,8 @@ class Codebook(nn.Module):
             latents = exact + (chosen - exact).detach()
             usage = counts / counts.sum()
             perplexity = torch.exp(-(usage * torch.log(usage + 1e-10)).sum())
+            if self.training and self.each_pass:
+                self.update()
         return Quantized(latents.to(z.dtype), codes, commitment, perplexity)
 
     @torch.no_grad()
@@ -127,7 +141,8 @@ class Codebook(nn.Module):
     def update(self) -> None:
         """Move the codes by everything quantised in training since the last update.
 
-        To be called once an optimiser step, in every process.
+        To be called once an optimiser step, in every process, unless the codes move by themselves
+        with each pass.
         """
         if _distributed():
             both = torch.cat([self._counts[:, None], self._sums], dim=1)
@@ -141,8 +156,10 @@ class Codebook(nn.Module):
         self.embeddings.copy_(self.z_avg / smoothed[:, None])
         self._counts.zero_()
         self._sums.zero_()
-        if self.random_restart:
+        if self.random_restart and self.restart_statistics:
             self._restart()
+        elif self.random_restart:
+            self._restart_vectors()
 
     def _nearest(self, flat: Tensor) -> Tensor:
         """Index of the nearest code for each row of (n, D)."""
@@ -171,6 +188,12 @@ class Codebook(nn.Module):
         # The mean count gives a moved code time to be found before it counts as dead again.
         self.N[dead] = mean
         self.z_avg[dead] = candidates * mean
+
+    def _restart_vectors(self) -> None:
+        """Move the vectors of rare codes alone, as published."""
+        rare = self.N < 1
+        if bool(rare.any()):
+            self.embeddings[rare] = self._draw(self._recent, self.codes)[rare]
 
     def _draw(self, flat: Tensor, count: int) -> Tensor:
         """Random rows of (n, D), the same in every process; noisy copies where n < count."""

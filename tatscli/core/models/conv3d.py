@@ -44,6 +44,12 @@ class SamePadConv3d(nn.Module):
         out: Tensor = self.conv(x)
         return out
 
+    def reads(self, first: int, last: int) -> tuple[int, int]:
+        """First and last input frame that output frames from first to last depend on."""
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        before = self.padding[4]
+        return first * stride - before, last * stride - before + kernel - 1
+
 
 class SamePadConvTranspose3d(nn.Module):
     """Transposed convolution whose output has the size of the input times the stride.
@@ -67,6 +73,12 @@ class SamePadConvTranspose3d(nn.Module):
         """(B, C, T, H, W) to (B, out, T * stride, H * stride, W * stride)."""
         out: Tensor = self.convt(F.pad(x, self.padding, mode="replicate"))
         return out
+
+    def reads(self, first: int, last: int) -> tuple[int, int]:
+        """First and last input frame that output frames from first to last depend on."""
+        kernel, stride = self.convt.kernel_size[0], self.convt.stride[0]
+        before = self.padding[4]
+        return -(-first // stride) - before, (last + kernel - 1) // stride - before
 
 
 class FrameGroupNorm(nn.GroupNorm):

@@ -1,10 +1,11 @@
 """The transformer over condition and video tokens (Ge et al. 2022, section 3.2; minGPT blocks).
 
 The sequence is [condition, video tokens in (t, h, w) order]; in the joint vocabulary the ids of the
-condition come first and video codes are offset by their number.
+condition come first and video codes are offset by their number. Attention is causal; a model that
+infills also shows the first and the last latent frame to every position (section 3.3).
 
-Letters: B clips, c condition tokens, L video tokens, n positions, W width, V joint vocabulary,
-h heads, d width of a head.
+Letters: B clips, c condition tokens, L video tokens, n positions, f tokens of a latent frame,
+W width, V joint vocabulary, h heads, d width of a head.
 """
 
 import torch
@@ -20,6 +21,11 @@ class KVCache:
 
     Attention sees views of the filled part only: on a CPU, attending to all positions behind a
     mask is slower than growing a list.
+
+    Attributes:
+        length: Positions held.
+        position: Position in the sequence of what is read next. It is the length, unless positions
+            further on were read before.
 
     Args:
         config: The model's.
@@ -37,7 +43,7 @@ class KVCache:
         dtype: torch.dtype,
         positions: int | None = None,
     ) -> None:
-        self.length = 0
+        self.length = self.position = 0
         self.positions = config.positions if positions is None else positions
         shape = (batch, config.heads, self.positions, config.width // config.heads)
         self._keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.layers)]
@@ -45,7 +51,7 @@ class KVCache:
 
     def reset(self) -> None:
         """Forget all positions; the memory stays."""
-        self.length = 0
+        self.length = self.position = 0
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, h, n, d) behind the filled part; the filled part with them, (B, h, m, d).
@@ -59,7 +65,7 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention."""
+    """Self-attention, causal unless told what each position sees."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -69,15 +75,24 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        """(B, n, W) to the same shape; with a cache, x continues what it holds."""
+    def forward(
+        self, x: Tensor, cache: KVCache | None, layer: int, visible: Tensor | None
+    ) -> Tensor:
+        """(B, n, W) to the same shape; with a cache, x continues what it holds.
+
+        Args:
+            x: Inputs.
+            cache: Positions read before, all of which x sees.
+            layer: Number of the block.
+            visible: (n, n) bool, which positions of x each of them sees; causal without.
+        """
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         new, seen = q.shape[2], k.shape[2]
+        mask = visible
         # is_causal aligns the mask at the top left, right only where nothing was cached before.
-        mask = None
-        if 1 < new < seen:
+        if mask is None and 1 < new < seen:
             mask = torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(seen - new)
         y = F.scaled_dot_product_attention(
             q,
@@ -85,7 +100,7 @@ class Attention(nn.Module):
             v,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=1 < new == seen,
+            is_causal=mask is None and 1 < new == seen,
         )
         out: Tensor = self.drop(self.proj(rearrange(y, "b h n d -> b n (h d)")))
         return out
@@ -106,15 +121,23 @@ class Block(nn.Module):
             nn.Dropout(config.dropout),
         )
 
-    def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        """(B, n, W) to the same shape."""
-        x = x + self.attn(self.ln1(x), cache, layer)
+    def forward(
+        self, x: Tensor, cache: KVCache | None, layer: int, visible: Tensor | None
+    ) -> Tensor:
+        """(B, n, W) to the same shape; see ``Attention``."""
+        x = x + self.attn(self.ln1(x), cache, layer, visible)
         out: Tensor = x + self.mlp(self.ln2(x))
         return out
 
 
 class GPT(nn.Module):
-    """Distribution of each video token, given the condition and the tokens before it."""
+    """Distribution of each video token, given the condition and the tokens before it.
+
+    A model that infills is also given all but the last token of the last latent frame, and the
+    first latent frame with it; only its tokens between the two are to be learnt and drawn.
+    """
+
+    visible: Tensor | None
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -125,6 +148,8 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_f = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        mask = infill_mask(config) if config.infill else None
+        self.register_buffer("visible", mask, persistent=False)
         self.apply(_initialize)
 
     def forward(self, condition: Tensor, tokens: Tensor) -> Tensor:
@@ -135,8 +160,9 @@ class GPT(nn.Module):
             tokens: (B, L) codes in (t, h, w) order, without offset.
 
         Returns:
-            (B, L, V): row i is the distribution of tokens[:, i] given the condition and
-            tokens[:, :i].
+            (B, L, V): row i is the distribution of tokens[:, i] given the condition,
+            tokens[:, :i] and, where the model infills, what it is given; the rows of the latent
+            frames that are given have then seen their own token.
 
         Raises:
             ValueError: An id is outside its range, or there are too many or too few positions.
@@ -147,7 +173,10 @@ class GPT(nn.Module):
         _check_range("condition id", condition, self.config.vocabulary)
         _check_range("video token", tokens, self.config.codes)
         ids = torch.cat([condition, tokens + self.config.condition.ids], dim=1)[:, :-1]
-        x = self._hidden(ids, None)
+        _check_room(ids.shape[1], self.config.block_size)
+        if self.visible is not None and ids.shape[1] != self.config.positions:
+            raise ValueError(f"{ids.shape[1]} positions, infilling {self.config.positions}")
+        x = self._hidden(ids, self.pos_emb[:, : ids.shape[1]], None, self.visible)
         logits: Tensor = self.head(x[:, expected - 1 :])
         return logits
 
@@ -162,49 +191,113 @@ class GPT(nn.Module):
             ValueError: An id is outside the vocabulary, or the positions do not fit.
         """
         _check_range("id", ids, self.config.vocabulary)
-        x = self._hidden(ids, cache)
-        cache.length += ids.shape[1]
+        start, stop = cache.position, cache.position + ids.shape[1]
+        _check_room(stop, min(self.config.block_size, cache.positions))
+        x = self._hidden(ids, self.pos_emb[:, start:stop], cache)
+        cache.position = stop
         logits: Tensor = self.head(x[:, -1])
         return logits
 
-    def _hidden(self, ids: Tensor, cache: KVCache | None) -> Tensor:
-        """Normalised outputs (B, n, W) of the last block."""
-        start = cache.length if cache else 0
-        stop = start + ids.shape[1]
-        room = min(self.config.block_size, cache.positions) if cache else self.config.block_size
-        if stop > room:
-            raise ValueError(f"{stop} positions, but there is room for {room}")
-        x = self.drop(self.tok_emb(ids) + self.pos_emb[:, start:stop])
+    def step_ends(self, condition: Tensor, first: Tensor, last: Tensor, cache: KVCache) -> Tensor:
+        """Read what infilling is given; logits (B, V) of the first token between.
+
+        Positions and visibility are those of the training forward. The last token of the last
+        latent frame is never an input there, and so not here.
+
+        Args:
+            condition: (B, c) joint ids.
+            first: (B, f) codes of the first latent frame.
+            last: (B, f) codes of the last latent frame.
+            cache: Empty; ``step`` continues it between the two.
+
+        Raises:
+            ValueError: The model does not infill.
+        """
+        if self.visible is None:
+            raise ValueError("this model does not infill")
+        offset = self.config.condition.ids
+        ids = torch.cat([condition, first + offset, last[:, :-1] + offset], dim=1)
+        _check_range("id", ids, self.config.vocabulary)
+        before = condition.shape[1] + first.shape[1]
+        after = self.config.positions - last.shape[1] + 1
+        places = torch.arange(self.config.positions, device=ids.device)
+        places = torch.cat([places[:before], places[after:]])
+        x = self._hidden(ids, self.pos_emb[:, places], cache, self.visible[places][:, places])
+        cache.position = before
+        logits: Tensor = self.head(x[:, before - 1])
+        return logits
+
+    def _hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache: KVCache | None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Normalised outputs (B, n, W) of the last block.
+
+        Args:
+            ids: (B, n) joint ids.
+            positions: (1, n, W) embeddings of their positions.
+            cache: Extended by n positions.
+            visible: See ``Attention``.
+        """
+        x = self.drop(self.tok_emb(ids) + positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer)
+            x = block(x, cache, layer, visible)
+        if cache is not None:
+            cache.length += ids.shape[1]
         out: Tensor = self.ln_f(x)
         return out
 
 
-def condition_ids(layout: ConditionLayout, batch: int, labels: Tensor | None) -> Tensor:
-    """The condition as joint ids, (B, c) int64, on the device of the labels (else the CPU).
+def infill_mask(config: GPTConfig) -> Tensor:
+    """Which position (row) sees which (column) in a model that infills, (n, n) bool.
+
+    All see the condition, the first latent frame and the last one but for its last token, which
+    is never an input; between them attention is causal, and the last frame does not look there.
+    """
+    positions, frame = config.positions, config.frame_tokens
+    first, last = config.condition.tokens + frame, positions - (frame - 1)
+    visible = torch.ones(positions, positions, dtype=torch.bool).tril()
+    visible[:, :first] = True
+    visible[:, last:] = True
+    visible[last:, first:last] = False
+    return visible
+
+
+def condition_ids(
+    layout: ConditionLayout, batch: int, labels: Tensor | None = None, sound: Tensor | None = None
+) -> Tensor:
+    """The condition as joint ids, (B, c) int64, on the device of what is given (else the CPU).
 
     Args:
         layout: Parts of the condition.
         batch: Clips B.
         labels: (B,) class labels; the null id of the part stands for no class. None where the
             layout has no labels.
+        sound: (B, tokens of the part) codes of the sound's VQGAN. None where the layout has none.
 
     Raises:
-        ValueError: Labels are missing, superfluous, of another number or out of range.
+        ValueError: A part is missing, superfluous, of another shape or out of range.
     """
-    if (labels is not None) != (layout.part("label") is not None):
-        raise ValueError("labels must be given exactly where the layout has a label part")
+    given = {"label": None if labels is None else labels[:, None], "sound": sound}
+    for kind, ids in given.items():
+        if (ids is not None) != (layout.part(kind) is not None):
+            raise ValueError(f"{kind} ids must be given exactly where the layout has such a part")
+    device = next((ids.device for ids in given.values() if ids is not None), None)
     columns = []
     for part in layout.parts:
-        if part.kind == "start":
-            device = labels.device if labels is not None else None
-            columns.append(torch.zeros(batch, part.tokens, dtype=torch.long, device=device))
-        elif labels is not None:
-            if labels.shape != (batch,):
-                raise ValueError(f"labels have shape {tuple(labels.shape)}, expected ({batch},)")
-            _check_range("label", labels, part.ids)
-            columns.append(labels.long()[:, None] + part.offset)
+        ids = given.get(part.kind)
+        if ids is None:  # the start token
+            ids = torch.zeros(batch, part.tokens, dtype=torch.long, device=device)
+        elif ids.shape != (batch, part.tokens):
+            raise ValueError(
+                f"{part.kind} ids have shape {tuple(ids.shape)}, expected {(batch, part.tokens)}"
+            )
+        else:
+            _check_range(part.kind, ids, part.ids)
+        columns.append(ids.long() + part.offset)
     return torch.cat(columns, dim=1)
 
 
@@ -225,6 +318,11 @@ def _initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def _check_room(positions: int, room: int) -> None:
+    if positions > room:
+        raise ValueError(f"{positions} positions, but there is room for {room}")
 
 
 def _check_range(name: str, ids: Tensor, limit: int) -> None:

@@ -160,6 +160,8 @@ class VQGAN(nn.Module):
             decay=config.codebook_decay,
             random_restart=config.random_restart,
             restart_threshold=config.restart_threshold,
+            restart_statistics=config.restart_statistics,
+            each_pass=config.codebook_update == "pass",
         )
 
     def forward(self, video: Tensor) -> Reconstruction:

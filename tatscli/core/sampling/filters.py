@@ -28,11 +28,14 @@ class TokenFilter(NamedTuple):
         temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Candidates kept; 0 keeps all.
         top_p: Probability mass kept; the candidate that crosses it stays.
+        condition_ids: Whether ids of the condition may be drawn as well; they mean nothing there
+            and are taken for code 0, as in the published code.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    condition_ids: bool = False
 
 
 def candidates(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Candidates:

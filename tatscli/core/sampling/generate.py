@@ -1,13 +1,13 @@
-"""Generation of token grids: one window, or any length by a sliding window.
+"""Generation of token grids: one window, any length by a sliding window, or by key frames.
 
 The sequence is that of training (DESIGN: condition, then video tokens in (t, h, w) order), read
-from a preallocated key/value cache. Ids of the condition can never be drawn.
+from a preallocated key/value cache. Ids of the condition are never drawn unless that is asked for.
+The first latent frames of a sample may be given, as codes of a real video.
 
-Letters: B samples, t h w latent grid, c condition tokens.
+Letters: B samples, t h w latent grid, g given latent frames, c condition tokens.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from tatscli.core.models.gpt import GPT, KVCache, condition_ids
 from tatscli.core.sampling.filters import TokenFilter, choose
 
 Progress = Callable[[int], None]
-"""Called with the number of tokens done, a sample."""
+"""Called with the number of tokens done, a sample; given ones count as done."""
 
 
 class Chances:
@@ -60,6 +60,7 @@ def generate_window(
     chosen_by: TokenFilter,
     *,
     frames: int | None = None,
+    given: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Sample the first latent frames of a window.
@@ -70,20 +71,19 @@ def generate_window(
         chances: Randomness of the samples.
         chosen_by: Temperature and cuts.
         frames: Latent frames, at most those of the window; by default all.
+        given: (B, g, h, w) codes that the samples start with, g < frames.
         progress: Told after each token.
 
     Returns:
-        (B, t, h, w) int64 codes.
+        (B, t, h, w) int64 codes, the given ones included.
     """
-    window, height, width = gpt.config.grid
+    window = gpt.config.grid[0]
     frames = window if frames is None else frames
     if not 1 <= frames <= window:
         raise ValueError(f"{frames} latent frames asked of a window of {window}")
-    cache = KVCache(gpt.config, len(condition), condition.device, _dtype(gpt))
-    codes = _continue(
-        gpt, condition, cache, frames * height * width, chances, chosen_by, progress or _quiet
+    return generate_long(
+        gpt, condition, chances, chosen_by, length=frames, context=1, given=given, progress=progress
     )
-    return codes.reshape(len(condition), frames, height, width)
 
 
 @torch.no_grad()
@@ -95,12 +95,15 @@ def generate_long(
     *,
     length: int,
     context: int,
+    given: Tensor | None = None,
+    first_by: TokenFilter | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Sample any number of latent frames: each new one from the ``context`` frames before it.
 
     The context is read as the start of a window, positions from zero and the condition before it,
-    as published. Up to the length of a window this is plain sampling.
+    as published. Up to the length of a window this is plain sampling. Given frames start a first
+    window, as many of the last ones as leave room for a new one, which is filled before it slides.
 
     Args:
         gpt: The model, in eval mode.
@@ -109,53 +112,241 @@ def generate_long(
         chosen_by: Temperature and cuts.
         length: Latent frames to sample.
         context: Latent frames that each new one is generated from, 1 to window - 1.
+        given: (B, g, h, w) codes that the samples start with, g < length.
+        first_by: Temperature and cuts of the first ``context`` latent frames, which decide the
+            scene; by default those of all.
         progress: Told after each token.
 
     Returns:
-        (B, length, h, w) int64 codes.
+        (B, length, h, w) int64 codes, the given ones included.
     """
     window, height, width = gpt.config.grid
-    if length <= window:
-        return generate_window(gpt, condition, chances, chosen_by, frames=length, progress=progress)
-    if not 1 <= context < window:
+    if length > window and not 1 <= context < window:
         raise ValueError(f"context {context} must be from 1 to {window - 1}")
-    frame = height * width
-    codes = torch.empty((len(condition), length * frame), dtype=torch.long, device=condition.device)
-    cache = KVCache(gpt.config, len(condition), condition.device, _dtype(gpt))
-    tell = progress or _quiet
-    done = context * frame
-    codes[:, :done] = _continue(gpt, condition, cache, done, chances, chosen_by, tell)
-    while done < length * frame:
-        cache.reset()
-        past = codes[:, done - context * frame : done] + gpt.config.condition.ids
-        start = torch.cat([condition, past], dim=1)
-        codes[:, done : done + frame] = _continue(
-            gpt, start, cache, frame, chances, chosen_by, partial(_tell_from, tell, done)
-        )
-        done += frame
-    return codes.reshape(len(condition), length, height, width)
+    known = _given_frames(given, gpt, length)
+    start = 0
+    if length <= window:
+        stop = length
+    elif known:
+        start = max(0, known - window + 1)
+        stop = min(length, start + window)
+    else:
+        stop = context
+    frame, offset = height * width, gpt.config.condition.ids
+    ids = torch.empty((len(condition), length * frame), dtype=torch.long, device=condition.device)
+    if given is not None:
+        ids[:, : known * frame] = given.flatten(1) + offset
+    sequence = _Sequence(gpt, condition, chances, _Count(progress, known * frame))
+    sequence.open(ids[:, start * frame : known * frame])
+    done = known
+    for end, cuts in ((min(context, stop), first_by or chosen_by), (stop, chosen_by)):
+        if end > done:
+            new = slice(done * frame, end * frame)
+            ids[:, new] = sequence.write((end - done) * frame, cuts)
+            done = end
+    for past in range(done - context, length - context):
+        sequence.open(ids[:, past * frame : (past + context) * frame])
+        new = slice((past + context) * frame, (past + context + 1) * frame)
+        ids[:, new] = sequence.write(frame, chosen_by)
+    return _codes(ids, offset).reshape(len(condition), length, height, width)
 
 
-def _continue(
+@torch.no_grad()
+def generate_between(
     gpt: GPT,
-    start: Tensor,
-    cache: KVCache,
-    count: int,
+    condition: Tensor,
+    first: Tensor,
+    last: Tensor,
     chances: Chances,
     chosen_by: TokenFilter,
-    progress: Progress,
+    *,
+    given: Tensor | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """Append ``count`` codes to a sequence of joint ids; (B, count) codes without offset."""
-    offset = gpt.config.condition.ids
-    chance = chances.draw(count, start.device)
-    codes = torch.empty((len(start), count), dtype=torch.long, device=start.device)
-    ids = start
-    for position in range(count):
-        logits = gpt.step(ids, cache)[:, offset:]
-        codes[:, position] = choose(logits, chance[:, position], chosen_by)
-        ids = codes[:, position : position + 1] + offset
-        progress(position + 1)
-    return codes
+    """Sample the latent frames between two.
+
+    Args:
+        gpt: A model that infills, in eval mode.
+        condition: (B, c) joint ids.
+        first: (B, h, w) codes of the first latent frame of the window.
+        last: (B, h, w) codes of the last latent frame of the window.
+        chances: Randomness of the samples.
+        chosen_by: Temperature and cuts.
+        given: (B, g, h, w) codes of the first of the frames between, where they are known too.
+        progress: Told after each token.
+
+    Returns:
+        (B, t - 2, h, w) int64 codes, the given ones included.
+    """
+    window, height, width = gpt.config.grid
+    known = _given_frames(given, gpt, window - 2)
+    frame = height * width
+    sequence = _Sequence(gpt, condition, chances, _Count(progress, known * frame))
+    sequence.open_between(first.flatten(1), last.flatten(1))
+    start = condition[:, :0] if given is None else given.flatten(1) + gpt.config.condition.ids
+    if known:
+        sequence.read(start)
+    ids = torch.cat([start, sequence.write((window - 2 - known) * frame, chosen_by)], dim=1)
+    codes = _codes(ids, gpt.config.condition.ids)
+    return codes.reshape(len(condition), window - 2, height, width)
+
+
+@torch.no_grad()
+def generate_hierarchical(
+    keys: GPT,
+    between: GPT,
+    key_condition: Tensor,
+    between_condition: Tensor,
+    chances: Chances,
+    chosen_by: TokenFilter,
+    *,
+    length: int,
+    context: int,
+    given: Tensor | None = None,
+    first_by: TokenFilter | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Sample any number of latent frames: key frames first, then those between (section 3.3).
+
+    Args:
+        keys: The model of key frames, in eval mode.
+        between: The model that infills, in eval mode; its window reaches from one key frame to
+            the next.
+        key_condition: (B, c) joint ids of ``keys``.
+        between_condition: (B, c) joint ids of ``between``.
+        chances: Randomness of the samples.
+        chosen_by: Temperature and cuts.
+        length: Latent frames to sample.
+        context: Key frames that each new one is generated from, see ``generate_long``.
+        given: (B, g, h, w) codes that the samples start with, g < length.
+        first_by: Temperature and cuts of the first ``context`` key frames.
+        progress: Told after each token, ``hierarchical_frames`` latent frames in all.
+
+    Returns:
+        (B, length, h, w) int64 codes, the given ones included.
+    """
+    stride = keys.config.latent_stride
+    if between.config.grid != (stride + 1, *keys.config.grid[1:]):
+        raise ValueError(f"windows of {between.config.grid}, key frames {stride} apart")
+    total = hierarchical_frames(length, stride)
+    known = _given_frames(given, keys, length)
+    frame, tell = keys.config.frame_tokens, progress or _quiet
+    video = torch.empty(
+        (len(key_condition), total, *keys.config.grid[1:]),
+        dtype=torch.long,
+        device=key_condition.device,
+    )
+    if given is not None:
+        video[:, :known] = given
+    key_frames = video[:, ::stride]
+    known_keys = -(-known // stride)
+    if known_keys < key_frames.shape[1]:
+        key_frames.copy_(
+            generate_long(
+                keys,
+                key_condition,
+                chances,
+                chosen_by,
+                length=key_frames.shape[1],
+                context=context,
+                given=key_frames[:, :known_keys] if known else None,
+                first_by=first_by,
+                progress=tell,
+            )
+        )
+    for gap, first in enumerate(range(0, total - 1, stride)):
+        last, inside = first + stride, max(0, known - first - 1)
+        done = (key_frames.shape[1] + gap * (stride - 1)) * frame
+        if inside < stride - 1:
+            video[:, first + 1 : last] = generate_between(
+                between,
+                between_condition,
+                video[:, first],
+                video[:, last],
+                chances,
+                chosen_by,
+                given=video[:, first + 1 : first + 1 + inside] if inside else None,
+                progress=lambda more, done=done: tell(done + more),  # type: ignore[misc]
+            )
+    return video[:, :length]
+
+
+def hierarchical_frames(length: int, stride: int) -> int:
+    """Latent frames written for a length: up to the key frame at its end or behind it."""
+    return -(-(length - 1) // stride) * stride + 1
+
+
+class _Count:
+    """Counts the tokens done and tells each."""
+
+    def __init__(self, progress: Progress | None, done: int) -> None:
+        self._progress = progress or _quiet
+        self._done = done
+
+    def __call__(self) -> None:
+        self._done += 1
+        self._progress(self._done)
+
+
+class _Sequence:
+    """Sequences of joint ids that the model writes, one window after the other."""
+
+    def __init__(
+        self, gpt: GPT, condition: Tensor, chances: Chances, count: Callable[[], None]
+    ) -> None:
+        self._gpt, self._condition, self._chances, self._count = gpt, condition, chances, count
+        dtype = next(gpt.parameters()).dtype
+        self._cache = KVCache(gpt.config, len(condition), condition.device, dtype)
+        self._unread = condition
+        self._logits: Tensor | None = None
+
+    def open(self, past: Tensor) -> None:
+        """Begin a window with the condition and ids (B, n)."""
+        self._cache.reset()
+        self._logits = None
+        self._unread = torch.cat([self._condition, past], dim=1)
+
+    def open_between(self, first: Tensor, last: Tensor) -> None:
+        """Begin a window between two latent frames, codes (B, h w) each."""
+        self._cache.reset()
+        self._logits = self._gpt.step_ends(self._condition, first, last, self._cache)
+
+    def read(self, ids: Tensor) -> None:
+        """Go on with ids (B, n) that are known."""
+        self._logits, self._unread = None, ids
+
+    def write(self, count: int, chosen_by: TokenFilter) -> Tensor:
+        """Draw the next ids, (B, count)."""
+        offset = 0 if chosen_by.condition_ids else self._gpt.config.condition.ids
+        chance = self._chances.draw(count, self._condition.device)
+        drawn = []
+        for position in range(count):
+            logits = self._logits
+            if logits is None:
+                logits = self._gpt.step(self._unread, self._cache)
+            ids = choose(logits[:, offset:], chance[:, position], chosen_by)[:, None] + offset
+            self.read(ids)
+            drawn.append(ids)
+            self._count()
+        return torch.cat(drawn, dim=1)
+
+
+def _codes(ids: Tensor, offset: int) -> Tensor:
+    """Codes of joint ids; those of the condition, where they may be drawn, become code 0."""
+    return (ids - offset).clamp(min=0)
+
+
+def _given_frames(given: Tensor | None, gpt: GPT, length: int) -> int:
+    """How many latent frames are given."""
+    if given is None:
+        return 0
+    known, *sides = given.shape[1:]
+    if not 1 <= known < length or tuple(sides) != gpt.config.grid[1:]:
+        raise ValueError(
+            f"given codes of {known} x {sides}, expected fewer than {length} latent frames of "
+            f"{gpt.config.grid[1:]}"
+        )
+    return known
 
 
 def _mix(seed: int, index: int) -> int:
@@ -163,14 +354,6 @@ def _mix(seed: int, index: int) -> int:
     state = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     return (state ^ (state >> 27)) % 2**63
-
-
-def _dtype(gpt: GPT) -> torch.dtype:
-    return next(gpt.parameters()).dtype
-
-
-def _tell_from(progress: Progress, done: int, more: int) -> None:
-    progress(done + more)
 
 
 def _quiet(_: int) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tatscli.config.gpt import GPTConfig
+from tatscli.config.gpt import GPTConfig, GPTLossConfig
 from tatscli.config.train import GPTTrainConfig
 from tatscli.core.checkpoint import HEADER, TrainedVQGAN, gpt_header
 from tatscli.core.data.clips import Clip
@@ -24,16 +24,29 @@ MONITOR = "val/loss"
 FIGURES = {"loss": "train/loss", "val loss": "val/loss"}
 
 
-def token_loss(logits: Tensor, codes: Tensor, config: GPTConfig) -> Tensor:
-    """Cross-entropy of the codes, in nats a token; ids of the condition are never expected.
+def token_loss(
+    logits: Tensor, codes: Tensor, config: GPTConfig, loss: GPTLossConfig | None = None
+) -> Tensor:
+    """Cross-entropy of the codes that are to be learnt, in nats a token.
+
+    Those are all, except for the latent frames that infilling is given. Ids of the condition are
+    never expected.
 
     Args:
         logits: (B, L, vocabulary).
         codes: (B, L) without offset.
         config: Of the model.
+        loss: What the published code expects as well, where that is wanted.
     """
-    video = logits[..., config.condition.ids :].float()
-    return F.cross_entropy(video.flatten(0, 1), codes.flatten())
+    loss, offset = loss or GPTLossConfig(), config.condition.ids
+    if config.infill and not loss.given_frames:
+        between = slice(config.frame_tokens, -config.frame_tokens)
+        logits, codes = logits[:, between], codes[:, between]
+    if loss.condition_ids:
+        codes = codes + offset
+    else:
+        logits = logits[..., offset:]
+    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
 
 
 class GPTTraining(Stage):
@@ -113,7 +126,9 @@ class GPTTraining(Stage):
     def _loss(self, clips: Tensor, labels: Tensor) -> Tensor:
         # Tokens come as integers (B, t, h, w), videos as floats (B, C, T, H, W).
         codes = self.vqgan.encode(clips) if clips.is_floating_point() else clips.long()
-        codes = codes.flatten(1)
-        layout = self.gpt.config.condition
+        config = self.gpt.config
+        codes = codes[:, :: config.latent_stride].flatten(1)
+        layout = config.condition
         condition = condition_ids(layout, len(codes), labels if layout.part("label") else None)
-        return token_loss(self.gpt(condition.to(codes.device), codes), codes, self.gpt.config)
+        logits = self.gpt(condition.to(codes.device), codes)
+        return token_loss(logits, codes, config, self.config.loss)

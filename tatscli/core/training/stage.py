@@ -7,7 +7,7 @@ manual, so clipping, schedules and the count of steps are ours to keep right.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -68,6 +68,14 @@ class Stage(LightningModule):
             rates = [self.learning_rate * f(schedule.last_epoch) for f in schedule.lr_lambdas]
             for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Label metrics with the step that they belong to.
+
+        Lightning labels them by a count of its own, which lags behind the step after a run that
+        ended between two validations is resumed.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient, the sum of all parts, and let none through that is not finite."""

@@ -11,12 +11,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from tatscli.config.train import VQGANTrainConfig
-from tatscli.core.checkpoint import HEADER, vqgan_header
+from tatscli.core.checkpoint import HEADER, TrainedVQGAN, vqgan_header
 from tatscli.core.data.clips import Clip
 from tatscli.core.metrics.reconstruction import psnr
 from tatscli.core.models.discriminator import PatchDiscriminator
 from tatscli.core.models.perceptual import LPIPS
 from tatscli.core.models.vqgan import VQGAN
+from tatscli.core.original import part_of
 from tatscli.core.training.losses import (
     DISCRIMINATOR_LOSSES,
     draw_frames,
@@ -39,9 +40,18 @@ class Seen(NamedTuple):
     video: Tensor
     frames: Tensor
 
+    @classmethod
+    def of(cls, video: Tensor, shown: Tensor) -> "Seen":
+        """Clips (B, C, T, H, W), and of each the frame of a number, (B,)."""
+        return cls(video, pick_frames(video, shown))
+
 
 class VQGANTraining(Stage):
     """Generator and discriminators, one pass of the autoencoder for both.
+
+    Where the codebook moves with each pass, the discriminators have a pass of their own, as
+    published: it moves the codebook and the statistics of batch norm a second time, from the first
+    step on.
 
     Args:
         config: The whole run.
@@ -70,6 +80,23 @@ class VQGANTraining(Stage):
         self._disc_loss = DISCRIMINATOR_LOSSES[loss.disc_loss]
         self._used_codes = torch.zeros(model.codes, dtype=torch.bool)
 
+    def start_from(self, trained: TrainedVQGAN) -> list[str]:
+        """Take over weights, codebook with its statistics, and discriminators where there are any.
+
+        Returns:
+            The discriminators of this run that the checkpoint lacks; they start anew.
+        """
+        self.vqgan.load_state_dict(trained.model.state_dict())
+        lacking = []
+        for name in ("image_discriminator", "video_discriminator"):
+            judge: PatchDiscriminator | None = getattr(self, name)
+            state = part_of(trained.judges, f"{name}.")
+            if judge is not None and state:
+                judge.load_state_dict(state)
+            elif judge is not None:
+                lacking.append(name.replace("_", " "))
+        return lacking
+
     def configure_optimizers(self) -> Any:
         """Adam for the generator and, where one has weight, for the discriminators."""
         rate = self.learning_rate
@@ -94,20 +121,27 @@ class VQGANTraining(Stage):
         gan_weight = ramp(step, loss.disc_start, loss.disc_ramp) if loss.has_discriminators else 0.0
         parts = self.parts(batch.video.contiguous(memory_format=torch.channels_last_3d))
         numbers = self.parts(self._frame_numbers(batch.video))
+        two_passes = loss.has_discriminators and self.vqgan.codebook.each_pass
         made: list[tuple[Seen, Seen]] = []
         figures = []
         for i, (video, shown) in enumerate(zip(parts, numbers, strict=True)):
-            with optimizers[0].toggle_model(sync_grad=i == len(parts) - 1):
+            is_last = i == len(parts) - 1
+            with optimizers[0].toggle_model(sync_grad=is_last):
                 real, fake, losses, perplexity = self._generator_losses(video, shown, gan_weight)
                 total = torch.stack(list(losses.values())).sum()
                 self.must_be_finite(losses)
                 self.manual_backward(total / len(parts))
+            if is_last:
+                optimizers[0].step()
+                optimizers[0].zero_grad()
+                schedules[0].step()
+            if two_passes:
+                with torch.no_grad():
+                    fake = Seen.of(self.vqgan(video).video, shown)
             made.append((real, Seen(fake.video.detach(), fake.frames.detach())))
             figures.append(losses | {"perplexity": perplexity})
-        optimizers[0].step()
-        optimizers[0].zero_grad()
-        schedules[0].step()
-        self.vqgan.codebook.update()
+        if not self.vqgan.codebook.each_pass:
+            self.vqgan.codebook.update()
         self.log_mean(figures)
         self.log("train/learning_rate", schedules[0].get_last_lr()[0])
         if loss.has_discriminators and step >= self._disc_learns_from:
@@ -167,8 +201,7 @@ class VQGANTraining(Stage):
         """What the discriminators will be shown, weighted losses, perplexity of the codes."""
         loss = self.config.loss
         found = self.vqgan(video)
-        real = Seen(video, pick_frames(video, shown))
-        fake = Seen(found.video, pick_frames(found.video, shown))
+        real, fake = Seen.of(video, shown), Seen.of(found.video, shown)
         losses = {
             "l1": loss.l1_weight * F.l1_loss(fake.video, real.video),
             "commitment": loss.commitment_weight * found.commitment,
@@ -223,7 +256,8 @@ class VQGANTraining(Stage):
     def _perceived(self, real: Tensor, fake: Tensor) -> Tensor:
         [network] = self._perceptual
         assert network is not None, "a perceptual weight needs the perceptual network"
-        distance: Tensor = network(fake, real)
+        scale = self.config.loss.perceptual_range
+        distance: Tensor = network(scale * fake, scale * real)
         return distance.mean()
 
     def _count_only(self, optimizers: list[LightningOptimizer]) -> None:

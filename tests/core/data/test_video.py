@@ -18,6 +18,7 @@ from tatscli.core.data.video import (
     tile,
     to_float,
     to_uint8,
+    video_writer,
     write_png,
     write_video,
 )
@@ -225,6 +226,52 @@ def test_mp4_files_are_made_for_players(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_frames_written_in_pieces_are_the_video_of_all_at_once(
+    tmp_path: Path, lossless: bool
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 33, 47, 3), np.uint8)
+    tags = {"comment": "seed 3"}
+    whole, pieces = tmp_path / "whole.mkv", tmp_path / "pieces.mkv"
+    write_video(whole, noise, 29.97, lossless=lossless, metadata=tags)
+    with video_writer(pieces, 29.97, lossless=lossless, metadata=tags) as write:
+        for first, stop in [(0, 1), (1, 8), (8, 12)]:
+            write(noise[first:stop])
+            assert not pieces.exists()
+    info = probe(pieces)
+    assert np.array_equal(info.times, probe(whole).times)
+    frames = [read_frames(path, info, range(12)) for path in (pieces, whole)]
+    assert np.array_equal(*frames)
+    assert lossless == np.array_equal(frames[0][:, :33, :47], noise)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces.mkv", "whole.mkv"]
+
+
+@pytest.mark.parametrize("after", [0, 5])
+def test_a_video_that_is_given_up_leaves_the_old_file(tmp_path: Path, after: int) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), video_writer(path, 8) as write:
+        for number in range(after):
+            write(stamped(number + 1))
+        raise KeyboardInterrupt
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    assert path.read_text() == "old"
+
+
+def test_a_writer_refuses_what_is_no_video(tmp_path: Path) -> None:
+    for wrong in (stamped(0), stamped(2)[0], stamped(2).astype(np.int32), stamped(2)[..., :1]):
+        with pytest.raises(ValueError, match="frames"), video_writer(tmp_path / "a", 8) as write:
+            write(wrong)
+    with pytest.raises(ValueError, match="in a video of"), video_writer(tmp_path / "a", 8) as write:
+        write(stamped(1))
+        write(stamped(1, side=32))
+    with pytest.raises(ValueError, match="without frames"), video_writer(tmp_path / "a", 8):
+        pass
+    with pytest.raises(ValueError, match="0 frames per"), video_writer(tmp_path / "a", 0):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_video_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tatscli.core.metrics.reconstruction import psnr
+from tatscli.core.metrics.reconstruction import psnr, usage_perplexity
 
 
 def test_a_constant_error_gives_its_decibels() -> None:
@@ -37,3 +37,9 @@ def test_other_shapes_and_bytes_are_refused() -> None:
         psnr(torch.zeros(1, 3, 2, 8, 8), torch.zeros(1, 3, 2, 8, 4))
     with pytest.raises(ValueError, match="uint8"):
         psnr(torch.zeros(1, 3, 2, 8, 8), torch.zeros(1, 3, 2, 8, 8, dtype=torch.uint8))
+
+
+def test_perplexity_counts_codes_that_are_used_equally_often() -> None:
+    assert usage_perplexity(torch.tensor([5, 0, 5, 5, 0])) == pytest.approx(3)
+    assert usage_perplexity(torch.tensor([0, 7, 0])) == pytest.approx(1)
+    assert 1 < usage_perplexity(torch.tensor([9, 1])) < 2

@@ -200,26 +200,99 @@ def test_nothing_is_drawn_while_all_codes_are_used():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def published_pass(state, rows):
+    """The published rule, plainly: which codes the rows get, and then where the codes move."""
+    chosen = torch.cdist(rows, state["embeddings"]).argmin(1)
+    onehot = torch.nn.functional.one_hot(chosen, len(state["N"])).float()
+    state["N"] = 0.99 * state["N"] + 0.01 * onehot.sum(0)
+    state["z_avg"] = 0.99 * state["z_avg"] + 0.01 * onehot.t() @ rows
+    total = state["N"].sum()
+    smoothed = (state["N"] + 1e-7) / (total + len(onehot[0]) * 1e-7) * total
+    state["embeddings"] = state["z_avg"] / smoothed[:, None]
+    return chosen
+
+
+def test_with_each_pass_the_codes_move_after_it_as_published():
+    codebook = with_codes(torch.randn(6, 3), each_pass=True).train()
+    state = {name: value.clone() for name, value in codebook.state_dict().items()}
+    for _ in range(4):
+        rows = torch.randn(20, 3)
+        before = codebook.embeddings.clone()
+        quantized = codebook(latents(rows))
+        assert torch.equal(quantized.codes.flatten(), published_pass(state, rows))
+        given = quantized.latents[0, :, :, 0, 0].t()
+        torch.testing.assert_close(given, before[quantized.codes.flatten()])
+        assert not torch.equal(codebook.embeddings, before)
+        for name, value in state.items():
+            torch.testing.assert_close(codebook.state_dict()[name], value)
+    still = codebook.embeddings.clone()
+    codebook.eval()(torch.randn(1, 3, 4, 1, 1))
+    assert torch.equal(codebook.embeddings, still)
+
+
+def test_published_restarts_move_vectors_alone_below_a_count_of_one():
+    rows = [[0.0], [1.0], [50.0], [90.0]]
+    restart = {"random_restart": True, "restart_statistics": False}
+    restarting = with_codes(rows, each_pass=True, **restart).train()
+    plain = with_codes(rows, each_pass=True).train()
+    for codebook in (restarting, plain):
+        # Code 3 is rare beside the others, but its count does not fall below 1.
+        codebook.N.copy_(torch.tensor([99.0, 99.0, 1.005, 1.05]))
+        codebook.z_avg.copy_(codebook.embeddings * codebook.N[:, None])
+    # Where a batch puts code 2, the next one has nothing.
+    for batch in ([-0.4, 1.4], [0.05, 0.95], [-0.01, 1.01]):
+        for codebook in (restarting, plain):
+            codebook(latents([[value] for value in batch + batch]))
+        assert torch.equal(restarting.N, plain.N)
+        assert torch.equal(restarting.z_avg, plain.z_avg)
+        assert restarting.N[2] < 1 < restarting.N[3] < 0.1 * restarting.N.mean()
+        # Each batch moves it anew, since its statistics stayed where it was.
+        assert restarting.embeddings[2] in torch.tensor(batch)
+        others = [0, 1, 3]
+        assert torch.equal(restarting.embeddings[others], plain.embeddings[others])
+    assert plain.embeddings[2].item() == pytest.approx(50, rel=1e-3)
+
+
+def test_published_restarts_also_end_when_a_code_is_used():
+    codebook = with_codes(
+        [[0.0], [50.0]], random_restart=True, restart_statistics=False, decay=0.5
+    ).train()
+    codebook(latents([[0.2], [0.2]]))
+    codebook.update()
+    assert codebook.N.tolist() == [1.5, 0.5]
+    assert codebook.embeddings[1].item() == pytest.approx(0.2)
+    codebook(latents([[0.2]] * 4))
+    codebook.update()
+    # Found where it was put, it is drawn back half way to where its statistics are.
+    assert codebook.N.tolist() == [0.75, 2.25]
+    assert codebook.embeddings[1].item() == pytest.approx((0.25 * 50 + 0.5 * 4 * 0.2) / 2.25)
+
+
 _TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from tatscli.core.models.codebook import Codebook
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 torch.manual_seed(rank)
-codebook = Codebook(6, 3, decay=0.5, random_restart=True, restart_threshold=0.9).train()
+published = {"restart_statistics": False, "each_pass": True} if len(sys.argv) > 3 else {}
+codebook = Codebook(
+    6, 3, decay=0.5, random_restart=True, restart_threshold=0.9, **published
+).train()
 batches = torch.load(f"{folder}/batches.pt")
 for batch in batches:
     codebook(batch[rank : rank + 1])
-    codebook.update()
+    if not published:
+        codebook.update()
 torch.save(codebook.state_dict(), f"{folder}/{rank}.pt")
 dist.destroy_process_group()
 """
 
 
-def test_processes_agree_through_initialisation_updates_and_restarts(tmp_path):
+@pytest.mark.parametrize("more", [[], ["published"]], ids=["ours", "published"])
+def test_processes_agree_through_initialisation_updates_and_restarts(tmp_path, more):
     torch.save(torch.randn(4, 2, 3, 1, 2, 3), tmp_path / "batches.pt")
     processes = [
-        subprocess.Popen([sys.executable, "-c", _TWO_PROCESSES, str(rank), str(tmp_path)])
+        subprocess.Popen([sys.executable, "-c", _TWO_PROCESSES, str(rank), str(tmp_path), *more])
         for rank in range(2)
     ]
     assert [process.wait(timeout=60) for process in processes] == [0, 0]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tatscli.config.gpt import ConditionLayout, GPTConfig
-from tatscli.core.models.gpt import GPT, KVCache, condition_ids, decay_groups
+from tatscli.core.models.gpt import GPT, KVCache, condition_ids, decay_groups, infill_mask
 
 
 def config(condition=None, **settings):
@@ -23,6 +23,8 @@ def config(condition=None, **settings):
 
 
 LABELS = config(ConditionLayout.labels(4))
+INFILL = config(grid=(3, 2, 2), block_size=12, infill=True)
+INFILL_LABELS = config(ConditionLayout.labels(4), grid=(3, 2, 2), block_size=12, infill=True)
 
 
 def sequence(of, batch=2):
@@ -68,6 +70,69 @@ def test_cached_steps_equal_the_training_forward(by_rule, of):
             steps.append(model.step(tokens[:, i : i + 1] + of.condition.ids, cache))
     assert cache.length == of.positions
     torch.testing.assert_close(torch.stack(steps, 1), full, atol=1e-5, rtol=0)
+
+
+def test_infilling_shows_both_ends_to_all_and_is_causal_between():
+    # One condition token, then latent frames of four tokens; the very last is never an input.
+    visible = infill_mask(INFILL)
+    ends = [True] * 5 + [False] * 4 + [True] * 3
+    for row in [*range(5), 9, 10, 11]:
+        assert visible[row].tolist() == ends
+    for row in range(5, 9):
+        middle = [column <= row for column in range(5, 9)]
+        assert visible[row].tolist() == [True] * 5 + middle + [True] * 3
+
+
+@pytest.mark.parametrize("of", [INFILL, INFILL_LABELS], ids=["start", "label"])
+def test_no_row_between_sees_its_own_token_or_a_later_one_between(by_rule, of):
+    model = by_rule(GPT(of))
+    seen = []
+    model.tok_emb.register_forward_hook(lambda _m, _i, out: seen.append(out) or out.retain_grad())
+    logits = model(*sequence(of))
+    for row in range(4, 8):
+        seen[0].grad = None
+        logits[:, row].square().sum().backward(retain_graph=True)
+        reached = seen[0].grad.abs().sum((0, 2)) > 0
+        assert reached.tolist() == [True] * (row + 1) + [False] * (8 - row) + [True] * 3
+
+
+@pytest.mark.parametrize("of", [INFILL, INFILL_LABELS], ids=["start", "label"])
+@pytest.mark.parametrize("known", [0, 2])
+def test_cached_infilling_equals_the_training_forward(by_rule, of, known):
+    model, offset = by_rule(GPT(of)), of.condition.ids
+    condition, tokens = sequence(of)
+    cache = new_cache(model)
+    with torch.no_grad():
+        full = model(condition, tokens)
+        steps = [model.step_ends(condition, tokens[:, :4], tokens[:, -4:], cache)]
+        if known:
+            steps = [model.step(tokens[:, 4 : 4 + known] + offset, cache)]
+        for i in range(4 + known, 7):
+            steps.append(model.step(tokens[:, i : i + 1] + offset, cache))
+    torch.testing.assert_close(torch.stack(steps, 1), full[:, 4 + known : 8], atol=1e-5, rtol=0)
+
+
+def test_infilling_wants_whole_windows():
+    model = GPT(INFILL)
+    condition, tokens = sequence(INFILL)
+    with pytest.raises(ValueError, match="11 positions, infilling 12"):
+        model(condition, tokens[:, :-1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"grid": (2, 3, 3)}, "at least 3 latent frames, got 2"),
+        ({"latent_stride": 2}, "key frames or fills in between them, not both"),
+    ],
+)
+def test_infilling_settings_that_cannot_hold_are_named(settings, says):
+    with pytest.raises(ValueError, match=says):
+        config(**({"grid": (3, 2, 2), "infill": True} | settings))
+
+
+def test_what_is_visible_is_not_saved():
+    assert GPT(INFILL).state_dict().keys() == GPT(config()).state_dict().keys()
 
 
 @pytest.mark.parametrize("chunks", [[7, 11], [1, 6, 1, 10], [18]])

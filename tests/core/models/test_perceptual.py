@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
+from tatscli.config.train import VQGANTrainConfig
+from tatscli.core.data.clips import Clip
 from tatscli.core.models.perceptual import LPIPS
+from tatscli.core.training.vqgan import VQGANTraining
 from tatscli.errors import CheckpointError
 
 CONVOLUTIONS = {
@@ -110,6 +113,40 @@ def test_network_in_a_tuple_is_outside_of_the_module_tree(network: LPIPS) -> Non
             self.held = (network,)
 
     assert not Holder().state_dict()
+
+
+@pytest.mark.parametrize("shown", [1.0, 0.5])
+def test_training_shows_it_frames_of_the_range_in_the_settings(
+    network: LPIPS, shown: float
+) -> None:
+    seen: list[Tensor] = []
+    hook = network.depths[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    config = VQGANTrainConfig.model_validate(
+        {
+            "data": {"data": "x", "resolution": 16, "sequence_length": 2},
+            "model": {
+                "codes": 8,
+                "embedding_dim": 4,
+                "hidden_channels": 2,
+                "downsample": (2, 2, 2),
+            },
+            "loss": {"perceptual_range": shown, "image_gan_weight": 0, "video_gan_weight": 0},
+        }
+    )
+    module = VQGANTraining(config, 1e-3, 8.0, network).eval()
+    video = torch.rand(2, 3, 2, 16, 16, generator=torch.Generator().manual_seed(5)) - 0.5
+    with torch.no_grad():
+        made = module.vqgan(video).video[:, :, 1]
+        module.validation_step(Clip(video, torch.zeros(2)), 0)
+    hook.remove()
+    # Published, the frames of [-0.5, 0.5] go in as they are; ours are stretched to [-1, 1].
+    shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+    scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
+    for found, frames in zip(seen, (made, video[:, :, 1]), strict=True):
+        assert torch.equal(found, ((1 if shown == 0.5 else 2) * frames - shift) / scale)
+    with torch.no_grad():
+        half = network(shown * made, shown * video[:, :, 1]).mean()
+    assert torch.equal(module._perceived(video[:, :, 1], made), half)
 
 
 def test_frames_without_a_pixel_left_are_refused(network: LPIPS) -> None:

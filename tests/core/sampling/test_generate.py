@@ -170,3 +170,91 @@ def test_a_context_as_long_as_the_window_is_refused(gpt: Make) -> None:
         generate_long(
             model, class_condition(model, 0, [0]), Chances(0, [0]), CHOSEN_BY, length=4, context=3
         )
+
+
+@pytest.mark.parametrize("known", [1, 2])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_window_goes_on_from_given_frames_as_in_training(
+    gpt: Make, classes: int, known: int
+) -> None:
+    model, numbers = gpt(classes=classes), range(4)
+    condition = class_condition(model, classes, numbers)
+    given = torch.randint(7, (4, known, 2, 2), generator=torch.Generator().manual_seed(3))
+    codes = generate_window(model, condition, Chances(4, numbers), CHOSEN_BY, given=given).flatten(
+        1
+    )
+    assert torch.equal(codes[:, : 4 * known], given.flatten(1))
+    chance = torch.zeros(4, 12)
+    chance[:, 4 * known :] = Chances(4, numbers).draw(12 - 4 * known, torch.device("cpu"))
+    expected = taught(model, condition, codes, chance, CHOSEN_BY)
+    assert torch.equal(expected[:, 4 * known :], codes[:, 4 * known :])
+
+
+@pytest.mark.parametrize("known", [1, 2, 3, 4])
+def test_a_long_sample_fills_a_window_from_given_frames_before_it_slides(
+    gpt: Make, known: int
+) -> None:
+    model, numbers, length, context = gpt(), range(4), 7, 1
+    condition = class_condition(model, 0, numbers)
+    given = torch.randint(7, (4, known, 2, 2), generator=torch.Generator().manual_seed(3))
+    codes = generate_long(
+        model, condition, Chances(9, numbers), CHOSEN_BY,
+        length=length, context=context, given=given,
+    ).flatten(1)  # fmt: skip
+    assert torch.equal(codes[:, : 4 * known], given.flatten(1))
+    chances = Chances(9, numbers)
+    windows = [(max(0, known - 2), known, max(0, known - 2) + 3)]  # start, first drawn, stop
+    windows += [(frame - context, frame, frame + 1) for frame in range(windows[0][2], length)]
+    for start, first, stop in windows:
+        window = codes[:, 4 * start : 4 * stop]
+        chance = torch.zeros(4, window.shape[1])
+        drawn = 4 * (stop - first)
+        chance[:, -drawn:] = chances.draw(drawn, torch.device("cpu"))
+        expected = taught(model, condition, window, chance, CHOSEN_BY)
+        assert torch.equal(expected[:, -drawn:], window[:, -drawn:])
+
+
+@pytest.mark.parametrize("length", [3, 6])
+def test_the_first_frames_have_cuts_of_their_own(gpt: Make, length: int) -> None:
+    model, numbers = gpt(), range(4)
+    condition = class_condition(model, 0, numbers)
+
+    def sampled(chosen_by: TokenFilter, first_by: TokenFilter | None = None) -> Tensor:
+        return generate_long(
+            model, condition, Chances(9, numbers), chosen_by,
+            length=length, context=1, first_by=first_by,
+        )  # fmt: skip
+
+    mixed = sampled(GREEDY, first_by=CHOSEN_BY)
+    assert torch.equal(mixed[:, :1], sampled(CHOSEN_BY)[:, :1])
+    assert not torch.equal(mixed[:, :1], sampled(GREEDY)[:, :1])
+    # The rest is greedy, which leaves nothing to chance.
+    again = generate_long(
+        model, condition, Chances(77, numbers), GREEDY,
+        length=length, context=1, given=mixed[:, :1],
+    )  # fmt: skip
+    if length <= 3:
+        assert torch.equal(again, mixed)
+    assert torch.equal(sampled(CHOSEN_BY, first_by=CHOSEN_BY), sampled(CHOSEN_BY))
+
+
+def test_ids_of_the_condition_are_drawn_where_asked_and_become_code_zero(gpt: Make) -> None:
+    model = gpt(classes=3)
+    ids = model.config.condition.ids
+    with torch.no_grad():
+        model.ln_f.bias.fill_(1.0)
+        model.head.weight[:ids] = 100.0
+    condition = class_condition(model, 3, range(4))
+    codes = generate_long(
+        model, condition, Chances(0, range(4)), TokenFilter(condition_ids=True),
+        length=6, context=1,
+    )  # fmt: skip
+    assert (codes == 0).all()
+
+
+@pytest.mark.parametrize("known", [3, 4])
+def test_as_many_given_frames_as_are_asked_for_are_refused(gpt: Make, known: int) -> None:
+    model = gpt()
+    given = torch.zeros(1, known, 2, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="expected fewer than 3 latent frames"):
+        generate_window(model, class_condition(model, 0, [0]), Chances(0, [0]), GREEDY, given=given)

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.config.gpt import ConditionLayout, GPTConfig, GPTLossConfig
 from tatscli.core.training.gpt import token_loss
 from tatscli.core.training.losses import (
     draw_frames,
@@ -65,6 +66,30 @@ def test_the_token_loss_expects_no_id_of_the_condition() -> None:
     logits[0, 0, 4] = 9.0
     expected = (math.log(2 + math.exp(9)) - 9 + math.log(3)) / 2
     assert token_loss(logits, codes, config).item() == pytest.approx(expected, rel=1e-5)
+
+
+INFILL = GPTConfig(
+    layers=1, heads=1, width=2, codes=3, grid=(3, 1, 2), block_size=6, infill=True,
+    condition=ConditionLayout.labels(1),
+)  # fmt: skip
+
+
+def test_infilling_learns_only_what_it_is_not_given() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 6, 5, generator=generator, requires_grad=True)
+    codes = torch.randint(3, (2, 6), generator=generator)
+    token_loss(logits, codes, INFILL).backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum((0, 2)) > 0).tolist() == [False, False, True, True, False, False]
+
+
+def test_the_published_loss_counts_given_frames_and_ids_of_the_condition() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 6, 5, generator=generator)
+    codes = torch.randint(3, (2, 6), generator=generator)
+    published = GPTLossConfig(given_frames=True, condition_ids=True)
+    expected = F.cross_entropy(logits.flatten(0, 1), codes.flatten() + 2)
+    assert torch.equal(token_loss(logits, codes, INFILL, published), expected)
 
 
 def test_the_frame_of_a_clip_does_not_depend_on_the_number_of_processes() -> None:

@@ -1,0 +1,231 @@
+"""The architecture of a run's model: what options, data and the weights it starts from decide."""
+
+from collections.abc import Collection, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from tatscli.app.encode import clips_for
+from tatscli.app.plan import TrainConfig
+from tatscli.config.base import FILE_ONLY, Config
+from tatscli.config.data import ClipConfig
+from tatscli.config.files import Layer, flag, resolve
+from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
+from tatscli.config.vqgan import VQGANConfig
+from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN
+from tatscli.errors import ConfigError
+
+CODEBOOK_TRAINING = (
+    "codebook_decay",
+    "codebook_update",
+    "random_restart",
+    "restart_threshold",
+    "restart_statistics",
+)
+"""Settings of the VQGAN model that decide how it is trained, not what it is."""
+
+
+class GPTStart(NamedTuple):
+    """Weights that a GPT run starts from, or goes on with.
+
+    Attributes:
+        source: Where they are.
+        gpt: The GPT with its VQGAN.
+    """
+
+    source: Path
+    gpt: TrainedGPT
+
+
+def settle_vqgan(config: VQGANTrainConfig, source: Path, start: TrainedVQGAN) -> VQGANTrainConfig:
+    """Take architecture and clips from the weights a run starts from, where they are left open.
+
+    Args:
+        config: As given.
+        source: Where the weights are.
+        start: The weights.
+
+    Raises:
+        ConfigError: An architecture was asked for that is not theirs, or does not fit the clips.
+    """
+    held = start.model.config
+    if held.image_channels != 3:
+        raise ConfigError(
+            f"{source} is a VQGAN of {held.image_channels} channels, and frames have 3",
+            "start from a VQGAN of videos",
+        )
+    free = {*CODEBOOK_TRAINING}
+    if not start.judges:
+        free |= {"disc_channels", "disc_layers"}
+    if held.norm_type == "batch":
+        free |= {"group_norm_over_time"}
+    values = {name: getattr(held, name) for name in VQGANConfig.model_fields if name not in free}
+    _refuse_another(config.model, values, source)
+    clip = {name: getattr(start.clip, name) for name in ClipConfig.model_fields}
+    return _over(config, source, {"model": values, "data": clip})
+
+
+def settle_gpt(config: GPTTrainConfig, start: GPTStart) -> GPTTrainConfig:
+    """Take the architecture from the weights a run starts from, where it is left open.
+
+    Raises:
+        ConfigError: An architecture was asked for that is not theirs.
+    """
+    held = start.gpt.model.config
+    if held.condition.part("sound"):
+        raise ConfigError(
+            f"{start.source} is conditioned on sound, which this version does not train"
+        )
+    values = {
+        "layers": held.layers,
+        "heads": held.heads,
+        "width": held.width,
+        "dropout": held.dropout,
+        "block_size": held.block_size,
+        "condition": "label" if held.condition.part("label") else "none",
+        "latent_stride": held.latent_stride,
+        "infill": held.infill,
+    }
+    asked = config.model
+    if asked.n_unmasked:
+        asked = asked.model_copy(update={"infill": True})
+    free = {"dropout"} if asked.block_size else {"dropout", "block_size"}
+    _refuse_another(asked, values, start.source, free)
+    return _over(config, start.source, {"model": values})
+
+
+def gpt_architecture(
+    config: GPTTrainConfig,
+    vqgan: TrainedVQGAN,
+    classes: tuple[str, ...],
+    start: GPTStart | None = None,
+) -> GPTConfig:
+    """The GPT that fits a VQGAN and the clips it will write.
+
+    Args:
+        config: Settled.
+        vqgan: With the clips of the data.
+        classes: Of the data.
+        start: Weights that the GPT starts from.
+
+    Raises:
+        ConfigError: Vocabulary, classes, grid or block size do not fit; the message has both sides.
+    """
+    options, codes = config.model, vqgan.model.config.codes
+    if options.vocab_size not in (0, codes):
+        raise ConfigError(
+            f"--vocab-size {options.vocab_size}, but the VQGAN has {codes} codes",
+            f"leave the option out, or give {codes}",
+        )
+    _, (frames, height, width) = clips_for(config.data, vqgan)
+    if options.n_unmasked not in (0, height * width):
+        raise ConfigError(
+            f"--n-unmasked {options.n_unmasked}, but a latent frame has {height} x {width} = "
+            f"{height * width} tokens",
+            "use --infill, which needs no number",
+        )
+    stride = options.latent_stride
+    grid = (-(-frames // stride), height, width)
+    layout, block_size = _layout(options.condition, classes), options.block_size
+    if start:
+        held = start.gpt.model.config
+        _check_fits(start, classes, grid)
+        layout, block_size = held.condition, held.block_size
+    positions = layout.tokens + prod(grid) - 1
+    if options.infills and block_size not in (0, positions):
+        raise ConfigError(
+            f"block size {block_size}, but infilling of {' x '.join(map(str, grid))} tokens needs "
+            f"{positions} positions exactly",
+            _other_clips(start) if start else "leave --block-size out",
+        )
+    try:
+        return GPTConfig(
+            layers=options.layers,
+            heads=options.heads,
+            width=options.width,
+            dropout=options.dropout,
+            codes=codes,
+            grid=grid,
+            condition=layout,
+            block_size=block_size or positions,
+            latent_stride=stride,
+            infill=options.infills,
+        )
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        hint = _other_clips(start) if start else "leave --block-size out"
+        raise ConfigError(reason, hint if "block size" in reason else "") from None
+
+
+def _layout(condition: str, classes: tuple[str, ...]) -> ConditionLayout:
+    if condition == "label":
+        return ConditionLayout.labels(len(classes))
+    return ConditionLayout.unconditional()
+
+
+def _check_fits(start: GPTStart, classes: tuple[str, ...], grid: tuple[int, int, int]) -> None:
+    """Classes and latent frames of the data must be those that the weights know."""
+    held = start.gpt.model.config
+    # Published files know the number of classes only.
+    unnamed = start.gpt.classes == tuple(str(number) for number in range(len(classes)))
+    if held.condition.part("label") and classes != start.gpt.classes and not unnamed:
+        raise ConfigError(
+            f"the data has the classes {_listed(classes)}, but {start.source} knows "
+            f"{_listed(start.gpt.classes)}",
+            "bring the same class folders, or train a new GPT without --init",
+        )
+    if grid[1:] != held.grid[1:]:
+        raise ConfigError(
+            f"latent frames of {grid[1]} x {grid[2]}, but {start.source} writes "
+            f"{held.grid[1]} x {held.grid[2]}",
+            _other_clips(start),
+        )
+
+
+def _other_clips(start: GPTStart) -> str:
+    clip = start.gpt.vqgan.clip
+    return (
+        f"give it clips like its own: --resolution {clip.resolution} "
+        f"--sequence-length {clip.sequence_length} "
+        f"--sample-every-n-frames {clip.sample_every_n_frames}"
+    )
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:5])
+    return f"{shown}, ... ({len(classes)})" if len(classes) > 5 else shown or "(none)"
+
+
+def _over(config: TrainConfig, source: Path, held: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+    """A checkpoint as the weakest layer of settings, below all that was given."""
+    given = config.model_dump(exclude_unset=True)
+    return resolve(type(config), [Layer(str(source), held), Layer("", given)])
+
+
+def _refuse_another(
+    asked: Config, held: Mapping[str, Any], source: Path, free: Collection[str] = ()
+) -> None:
+    """An architecture that was asked for must be that of the weights."""
+    differing = [
+        f"{_named(asked, name)} {_shown(getattr(asked, name))}, not {_shown(value)}"
+        for name, value in held.items()
+        if name in asked.model_fields_set and name not in free and getattr(asked, name) != value
+    ]
+    if differing:
+        raise ConfigError(
+            f"{source} is of another architecture than asked for: {'; '.join(differing)}",
+            "leave these settings out, or train a new model without --init",
+        )
+
+
+def _named(section: Config, name: str) -> str:
+    """How a user sets a field of the model: an option, or a key in a file."""
+    is_file_only = FILE_ONLY in type(section).model_fields[name].metadata
+    return f"model.{name}" if is_file_only else flag((name,))
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

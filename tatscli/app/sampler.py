@@ -1,0 +1,355 @@
+"""What samples: the models of a command, checked against each other and against what is asked.
+
+Letters: B samples, C channels, T frames, H W pixels; t h w latent grid.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tatscli.app.reporting import Reporter, Silent, Task
+from tatscli.app.run import RunFolder
+from tatscli.config.sample import FilterConfig, LongFilterConfig, SampleConfig, WindowConfig
+from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, find_checkpoint, read_gpt
+from tatscli.core.models.gpt import GPT, condition_ids
+from tatscli.core.sampling.decode import encode_windows
+from tatscli.core.sampling.filters import TokenFilter
+from tatscli.core.sampling.generate import (
+    Chances,
+    generate_hierarchical,
+    generate_long,
+    hierarchical_frames,
+)
+from tatscli.errors import CheckpointError, ConfigError
+
+GivenVideos = Callable[[Sequence[int]], Tensor]
+"""The first frames of samples by number: float32 (B, C, T, H, W) in [-0.5, 0.5]."""
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How tokens are chosen.
+
+    Attributes:
+        chosen_by: Of all latent frames.
+        first_by: Of the first ones, which decide the scene.
+    """
+
+    chosen_by: TokenFilter
+    first_by: TokenFilter
+
+    @classmethod
+    def of(cls, config: FilterConfig) -> "Cuts":
+        """The cuts that settings ask for."""
+        everywhere = TokenFilter(
+            config.temperature, config.top_k, config.top_p, config.condition_ids == "sampled"
+        )
+        first = everywhere
+        if isinstance(config, LongFilterConfig):
+            if config.top_k_init is not None:
+                first = first._replace(top_k=config.top_k_init)
+            if config.top_p_init is not None:
+                first = first._replace(top_p=config.top_p_init)
+        return cls(everywhere, first)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Models, and how long the samples are to be.
+
+    Attributes:
+        trained: The GPT: of all latent frames, or of key frames.
+        infill: The GPT that writes the latent frames between key frames.
+        length: Latent frames of a sample.
+        context: Latent frames (key frames) that each new one is generated from.
+    """
+
+    trained: TrainedGPT
+    infill: TrainedGPT | None
+    length: int
+    context: int
+
+    @property
+    def vqgan(self) -> TrainedVQGAN:
+        """What turns codes into frames."""
+        return self.trained.vqgan
+
+    @property
+    def factor(self) -> int:
+        """Frames of a latent frame."""
+        return self.vqgan.model.config.downsample[0]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written for one sample, given ones included."""
+        config, frames = self.trained.model.config, self.length
+        if self.infill:
+            frames = hierarchical_frames(self.length, config.latent_stride)
+        return frames * config.frame_tokens
+
+    def to(self, device: torch.device) -> None:
+        """Bring the models to a device."""
+        self.trained.model.to(device)
+        self.vqgan.model.to(device)
+        if self.infill:
+            self.infill.model.to(device)
+
+    def label(self, number: int, context: Path | None = None) -> str | None:
+        """The class of a sample: that of the video it goes on from, else all in turn."""
+        part = self.trained.model.config.condition.part("label")
+        if part is None:
+            return None
+        known = self.trained.classes
+        if context is not None and context.parent.name in known:
+            return context.parent.name
+        return known[number % len(known)]
+
+    @torch.no_grad()
+    def batches(
+        self,
+        config: SampleConfig,
+        cuts: Cuts,
+        task: Task,
+        given: GivenVideos | None = None,
+        labels: Callable[[int], str | None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Code grids, (B, t, h, w) a batch; tells the tokens done.
+
+        Args:
+            config: Number, seed and batches of the samples.
+            cuts: How tokens are chosen.
+            task: Told about progress.
+            given: First frames of the samples, encoded by themselves: no later frame is seen.
+            labels: The class of each sample by number; in turn without.
+        """
+        labels = labels or self.label
+        for first in range(0, config.samples, config.batch_size):
+            numbers = range(first, min(first + config.batch_size, config.samples))
+
+            def tell(done: int, first: int = first, count: int = len(numbers)) -> None:
+                task.update(first * self.tokens + done * count, config.samples * self.tokens)
+
+            start = None
+            if given is not None:
+                video = given(numbers).to(self.trained.model.pos_emb.device)
+                start = encode_windows(self.vqgan.model, video)
+            names = [labels(number) for number in numbers]
+            yield self._generate(names, Chances(config.seed, numbers), cuts, start, tell)
+
+    def _generate(
+        self,
+        names: Sequence[str | None],
+        chances: Chances,
+        cuts: Cuts,
+        given: Tensor | None,
+        tell: Callable[[int], None],
+    ) -> Tensor:
+        condition = _condition(self.trained, names)
+        if self.infill is None:
+            return generate_long(
+                self.trained.model,
+                condition,
+                chances,
+                cuts.chosen_by,
+                length=self.length,
+                context=self.context,
+                given=given,
+                first_by=cuts.first_by,
+                progress=tell,
+            )
+        return generate_hierarchical(
+            self.trained.model,
+            self.infill.model,
+            condition,
+            _condition(self.infill, names),
+            chances,
+            cuts.chosen_by,
+            length=self.length,
+            context=self.context,
+            given=given,
+            first_by=cuts.first_by,
+            progress=tell,
+        )
+
+
+def short_sampler(config: SampleConfig, reporter: Reporter) -> Sampler:
+    """What samples clips of the length of training.
+
+    Raises:
+        CheckpointError: There is no GPT.
+        ConfigError: It cannot do what is asked.
+    """
+    trained, path = _open(config, reporter)
+    if trained.model.config.latent_stride > 1:
+        raise _key_frames_alone(trained.model, path)
+    return Sampler(trained, None, trained.model.config.grid[0], 1)
+
+
+def long_sampler(config: SampleConfig, window: WindowConfig, reporter: Reporter) -> Sampler:
+    """What samples videos of any length.
+
+    Raises:
+        CheckpointError: There is no GPT, or the two are of different VQGANs.
+        ConfigError: Length, context, latent side or the second GPT do not fit the model.
+    """
+    trained, path = _open(config, reporter)
+    side = trained.model.config.grid[1]
+    if window.sample_resolution not in (0, side):
+        raise ConfigError(
+            f"--sample-resolution {window.sample_resolution}, but the model was trained on a "
+            f"latent side of {side}",
+            "leave the option out",
+        )
+    length = window.length
+    if window.frames:
+        length = -(-window.frames // trained.vqgan.model.config.downsample[0])
+    infill = _open_infill(trained, path, window.infill_gpt)
+    sampler = Sampler(trained, infill, length, window.temporal_sample_pos)
+    _check_context(sampler)
+    return sampler
+
+
+def newest_gpt(runs: Path = Path("runs"), reporter: Reporter | None = None) -> Path:
+    """The GPT run below a folder that saved last.
+
+    Args:
+        runs: The folder.
+        reporter: Told about runs whose record is damaged; they are passed over.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    found: list[tuple[float, Path]] = []
+    for record in runs.glob("*/run.json"):
+        last = RunFolder(record.parent).last
+        try:
+            kind = json.loads(record.read_text(encoding="utf-8"))["kind"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            (reporter or Silent()).warn(f"passed over {record.parent}: its run.json: {error!r}")
+            continue
+        if kind == "gpt" and last.is_file():
+            found.append((last.stat().st_mtime, record.parent))
+    if not found:
+        raise CheckpointError(
+            f"--gpt is not given, and there is no GPT run in {runs}",
+            "give --gpt RUN, or train one: tats gpt train --data DIR --vqgan RUN",
+        )
+    return max(found)[1]
+
+
+def _open(config: SampleConfig, reporter: Reporter) -> tuple[TrainedGPT, Path]:
+    """The GPT that is asked for, fit to begin samples, and where it is."""
+    path = config.gpt
+    if path is None:
+        path = newest_gpt(reporter=reporter)
+        reporter.note(f"sampling from {path}, the newest GPT run")
+    trained = read_gpt(path, config.vqgan)
+    model, file = trained.model.config, find_checkpoint(path)
+    kinds = ", ".join(part.kind for part in model.condition.parts)
+    if model.condition.part("sound"):
+        raise ConfigError(
+            f"{file} is conditioned on {kinds}; this version reads and checks such models but "
+            "does not sample from them yet",
+            "sample from a GPT without condition or with class labels",
+        )
+    if model.infill:
+        raise ConfigError(
+            f"{file} fills in between latent frames that are given; it cannot begin a video",
+            "give it as the second one: tats sample long --gpt KEY_FRAMES --infill-gpt INFILL",
+        )
+    if config.class_cond and model.condition.part("label") is None:
+        held = "no condition" if kinds == "start" else f"as condition: {kinds}"
+        raise ConfigError(
+            f"--class-cond, but {file} has {held}",
+            "leave the option out, or train with --condition label",
+        )
+    return trained, path
+
+
+def _open_infill(trained: TrainedGPT, path: Path, given: Path | None) -> TrainedGPT | None:
+    """The GPT that fills in between the key frames of another, checked against it."""
+    stride = trained.model.config.latent_stride
+    if given is None:
+        if stride > 1:
+            raise _key_frames_alone(trained.model, path)
+        return None
+    if stride == 1:
+        raise ConfigError(
+            f"--infill-gpt is given, but {find_checkpoint(path)} writes every latent frame: there "
+            "is nothing to fill in",
+            "leave the option out, or give --gpt a GPT that was trained with --latent-stride",
+        )
+    infill = read_gpt(given)
+    file, grid = find_checkpoint(given), infill.model.config.grid
+    if not infill.model.config.infill:
+        raise ConfigError(
+            f"--infill-gpt: {file} does not fill in",
+            "give a GPT that was trained with --infill",
+        )
+    wanted = (stride + 1, *trained.model.config.grid[1:])
+    if grid != wanted:
+        frames = wanted[0] * trained.vqgan.model.config.downsample[0]
+        raise ConfigError(
+            f"--infill-gpt: {file} has windows of {_grid(grid)}, between key frames {stride} "
+            f"latent frames apart {_grid(wanted)} are needed",
+            f"train one on clips of {frames} frames: tats gpt train --infill --sequence-length N",
+        )
+    ours, other = trained.vqgan.model.fingerprint(), infill.vqgan.model.fingerprint()
+    if ours != other:
+        raise CheckpointError(
+            f"--infill-gpt: {file} writes codes of VQGAN {other}, {find_checkpoint(path)} those "
+            f"of VQGAN {ours}",
+            "train both on the same VQGAN",
+        )
+    kinds = {part.kind for part in infill.model.config.condition.parts} - {"start"}
+    if kinds - {part.kind for part in trained.model.config.condition.parts}:
+        raise ConfigError(
+            f"--infill-gpt: {file} is conditioned on {', '.join(sorted(kinds))}, and "
+            f"{find_checkpoint(path)} is not",
+            "train both with the same --condition",
+        )
+    if kinds and (unknown := sorted(set(trained.classes) - set(infill.classes))):
+        raise ConfigError(
+            f"--infill-gpt: {file} has no classes {', '.join(unknown)}",
+            "train both on the same classes",
+        )
+    return infill
+
+
+def _check_context(sampler: Sampler) -> None:
+    """The context of a sliding window leaves room for a new latent frame."""
+    config, length = sampler.trained.model.config, sampler.length
+    window, unit = config.grid[0], "latent frames"
+    if sampler.infill:
+        length = -(-(length - 1) // config.latent_stride) + 1
+        unit = "key frames"
+    if length > window and not 1 <= sampler.context < window:
+        raise ConfigError(
+            f"--temporal-sample-pos {sampler.context} must be less than the window of {window} "
+            f"{unit} that the model was trained on",
+            f"give a value from 1 to {window - 1}" if window > 1 else "train on longer clips",
+        )
+
+
+def _condition(trained: TrainedGPT, names: Sequence[str | None]) -> Tensor:
+    """Joint ids (B, c) of samples of these classes, on the device of the model."""
+    layout, labels = trained.model.config.condition, None
+    if layout.part("label"):
+        labels = torch.tensor([trained.classes.index(str(name)) for name in names])
+    return condition_ids(layout, len(names), labels).to(trained.model.pos_emb.device)
+
+
+def _key_frames_alone(model: GPT, path: Path) -> ConfigError:
+    return ConfigError(
+        f"{find_checkpoint(path)} writes key frames only, every {model.config.latent_stride} "
+        "latent frames",
+        "add the GPT that fills in between: tats sample long --gpt KEY_FRAMES --infill-gpt INFILL",
+    )
+
+
+def _grid(grid: tuple[int, ...]) -> str:
+    return " x ".join(map(str, grid))

@@ -1,0 +1,171 @@
+"""Infilling and key frames: logits, positions and visibility are those of training.
+
+Letters: B samples, t h w latent grid, g given latent frames.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tatscli.core.models.gpt import GPT
+from tatscli.core.sampling.filters import TokenFilter, choose
+from tatscli.core.sampling.generate import (
+    Chances,
+    class_condition,
+    generate_between,
+    generate_hierarchical,
+    generate_long,
+    hierarchical_frames,
+)
+
+Make = Callable[..., GPT]
+CHOSEN_BY = TokenFilter(temperature=0.8, top_k=5, top_p=0.9)
+GREEDY = TokenFilter(temperature=0.0)
+CPU = torch.device("cpu")
+B, FRAME = 4, 4
+
+
+def some_frames(count: int, seed: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(7, (B, count, 2, 2), generator=generator)
+
+
+def drawn_in_training(
+    gpt: GPT, condition: Tensor, window: Tensor, chance: Tensor, chosen_by: TokenFilter
+) -> Tensor:
+    """What the training forward on a finished window would have drawn at its last positions."""
+    with torch.no_grad():
+        logits = gpt(condition, window)[..., gpt.config.condition.ids :]
+    logits = logits[:, -FRAME - chance.shape[1] : -FRAME]
+    return torch.stack(
+        [choose(logits[:, i], chance[:, i], chosen_by) for i in range(chance.shape[1])], 1
+    )
+
+
+@pytest.mark.parametrize("inside", [0, 1, 2])
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("chosen_by", [CHOSEN_BY, GREEDY])
+def test_frames_between_are_drawn_from_the_logits_of_the_training_forward(
+    gpt: Make, classes: int, inside: int, chosen_by: TokenFilter
+) -> None:
+    model = gpt((5, 2, 2), classes=classes, infill=True)
+    condition = class_condition(model, classes, range(B))
+    first, *middle, last = some_frames(5).unbind(1)
+    given = torch.stack(middle[:inside], 1) if inside else None
+    between = generate_between(
+        model, condition, first, last, Chances(2, range(B)), chosen_by, given=given
+    )
+    assert between.shape == (B, 3, 2, 2)
+    if given is not None:
+        assert torch.equal(between[:, :inside], given)
+    window = torch.cat([first[:, None], between, last[:, None]], 1).flatten(1)
+    written = (3 - inside) * FRAME
+    chance = Chances(2, range(B)).draw(written, CPU)
+    expected = drawn_in_training(model, condition, window, chance, chosen_by)
+    assert torch.equal(expected, between.flatten(1)[:, -written:])
+    assert len(expected.unique()) > 1
+
+
+def test_frames_between_depend_on_both_ends(gpt: Make) -> None:
+    model = gpt((5, 2, 2), infill=True)
+    condition = class_condition(model, 0, range(B))
+    first, last, other = some_frames(3).unbind(1)
+
+    def between(first: Tensor, last: Tensor) -> Tensor:
+        return generate_between(model, condition, first, last, Chances(0, range(B)), GREEDY)
+
+    assert not torch.equal(between(first, last), between(other, last))
+    assert not torch.equal(between(first, last), between(first, other))
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 9, 13, 14])
+def test_a_hierarchical_sample_is_its_key_frames_and_what_fills_them(
+    gpt: Make, classes: int, length: int
+) -> None:
+    keys = gpt((3, 2, 2), classes=classes, latent_stride=4)
+    between = gpt((5, 2, 2), classes=classes, infill=True)
+    conditions = [class_condition(model, classes, range(B)) for model in (keys, between)]
+    video = generate_hierarchical(
+        keys, between, *conditions, Chances(8, range(B)), CHOSEN_BY, length=length, context=1
+    )
+    assert video.shape == (B, length, 2, 2)
+    chances = Chances(8, range(B))
+    count = -(-(length - 1) // 4) + 1
+    expected_keys = generate_long(keys, conditions[0], chances, CHOSEN_BY, length=count, context=1)
+    assert torch.equal(video[:, ::4], expected_keys[:, : video[:, ::4].shape[1]])
+    for gap in range(count - 1):
+        ends = expected_keys[:, gap], expected_keys[:, gap + 1]
+        expected = generate_between(between, conditions[1], *ends, chances, CHOSEN_BY)
+        found = video[:, gap * 4 + 1 : gap * 4 + 4]
+        assert torch.equal(found, expected[:, : found.shape[1]])
+
+
+@pytest.mark.parametrize("known", [1, 3, 4, 5, 6, 8, 9])
+def test_given_frames_stay_in_a_hierarchical_sample(gpt: Make, known: int) -> None:
+    keys, between = gpt((3, 2, 2), latent_stride=4), gpt((5, 2, 2), infill=True)
+    conditions = [class_condition(model, 0, range(B)) for model in (keys, between)]
+    given = some_frames(known)
+    told: list[int] = []
+    video = generate_hierarchical(
+        keys, between, *conditions, Chances(8, range(B)), CHOSEN_BY,
+        length=11, context=2, given=given, progress=told.append,
+    )  # fmt: skip
+    assert torch.equal(video[:, :known], given)
+    # The next key frame follows from those given, the frames before it from both.
+    reached = -(-known // 4)
+    window = video[:, ::4][:, : reached + 1]
+    if reached < 3:
+        continued = generate_long(
+            keys, conditions[0], Chances(8, range(B)), CHOSEN_BY,
+            length=3, context=2, given=window[:, :reached],
+        )  # fmt: skip
+        assert torch.equal(continued[:, : window.shape[1]], window)
+    assert told[-1] == hierarchical_frames(11, 4) * FRAME
+    assert told == sorted(set(told))
+
+
+def test_key_frames_of_another_stride_than_the_window_are_refused(gpt: Make) -> None:
+    keys, between = gpt((3, 2, 2), latent_stride=3), gpt((5, 2, 2), infill=True)
+    conditions = [class_condition(model, 0, range(B)) for model in (keys, between)]
+    with pytest.raises(ValueError, match=r"windows of \(5, 2, 2\), key frames 3 apart"):
+        generate_hierarchical(
+            keys, between, *conditions, Chances(0, range(B)), CHOSEN_BY, length=9, context=1
+        )
+
+
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_ids_of_the_condition_are_never_drawn_between(gpt: Make, known: int) -> None:
+    keys = gpt((3, 2, 2), classes=3, latent_stride=4)
+    between = gpt((5, 2, 2), classes=3, infill=True)
+    for model in (keys, between):
+        ids = model.config.condition.ids
+        with torch.no_grad():
+            model.ln_f.bias.fill_(1.0)
+            model.head.weight[:ids] = 100.0
+            some = model(
+                class_condition(model, 3, range(B)), some_frames(model.config.grid[0]).flatten(1)
+            )
+        assert (some.argmax(-1) < ids).all()
+    conditions = [class_condition(model, 3, range(B)) for model in (keys, between)]
+    given = some_frames(known) if known else None
+    for chosen_by in (CHOSEN_BY, GREEDY, TokenFilter()):
+        video = generate_hierarchical(
+            keys, between, *conditions, Chances(0, range(B)), chosen_by,
+            length=9, context=1, given=given,
+        )  # fmt: skip
+        assert video.min() >= 0
+        assert video.max() < 7
+        # What is drawn is not code 0 for want of another.
+        assert len(video.unique()) > 1
+
+
+def test_a_model_that_does_not_infill_is_refused(gpt: Make) -> None:
+    model = gpt((5, 2, 2))
+    first, last = some_frames(2).unbind(1)
+    with pytest.raises(ValueError, match="does not infill"):
+        generate_between(
+            model, class_condition(model, 0, range(B)), first, last, Chances(0, range(B)), GREEDY
+        )
