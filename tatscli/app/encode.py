@@ -33,7 +33,7 @@ from tatscli.core.data.tokens import (
 from tatscli.core.data.video import Frames, to_uint8, video_writer
 from tatscli.core.files import claim_empty
 from tatscli.core.models.vqgan import VQGAN
-from tatscli.core.sampling.decode import decode_stream, encode_windows, most_at_once
+from tatscli.core.sampling.decode import WHOLE_FRAMES, decode_stream, encode_stream
 from tatscli.core.training.engine import choose_workers
 from tatscli.errors import ConfigError, DataError
 
@@ -134,8 +134,10 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
     rate = vqgan.rate or DEFAULT_RATE
     chosen = [(split, TokenDataset(tokens, split)) for split in SPLITS if manifest.clips[split]]
     counts = {split: min(options.limit or len(held), len(held)) for split, held in chosen}
-    # As many short clips as take no more memory than a long one.
-    batch_size = max(1, min(options.batch_size, most_at_once(vqgan.model) // manifest.grid[0]))
+    size = manifest.grid[1] * vqgan.model.config.downsample[1]
+    frames = manifest.grid[0] * vqgan.model.config.downsample[0]
+    # Long clips are decoded one by one, in pieces.
+    batch_size = options.batch_size if frames <= WHOLE_FRAMES else 1
     written = 0
     with reporter.task("decoding", "clips", sum(counts.values())) as task:
         for split, held in chosen:
@@ -149,8 +151,6 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
                     _write(stem, clip, rate, options.lossless, tags)
                     written += 1
                     task.update(written)
-    size = manifest.grid[1] * vqgan.model.config.downsample[1]
-    frames = manifest.grid[0] * vqgan.model.config.downsample[0]
     return DecodeResult(options.out, written, frames, size, rate)
 
 
@@ -299,7 +299,7 @@ def _encode_unit(
                 kept.append(number)
             number += 1
         if read:
-            tokens.append(encode_windows(vqgan.model, torch.stack(read).to(device)).cpu())
+            tokens.append(encode_stream(vqgan.model, torch.stack(read).to(device)).cpu())
         done += len(batch)
         task.update(done)
     addresses = [clips.addresses[n] for n in kept]

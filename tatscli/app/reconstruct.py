@@ -27,7 +27,7 @@ from tatscli.core.metrics.baselines import best_constant_image
 from tatscli.core.metrics.reconstruction import psnr, usage_perplexity
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.precision import strict_float32
-from tatscli.core.sampling.decode import decode_stream, encode_windows
+from tatscli.core.sampling.decode import decode_stream, encode_stream
 from tatscli.errors import DataError
 
 TRIES = 8
@@ -140,7 +140,7 @@ def _score(
         for first in range(0, len(clips), size):
             numbers = range(first, min(first + size, len(clips)))
             video = torch.stack([clips[number].video for number in numbers])
-            codes = encode_windows(model, video.to(device))
+            codes = encode_stream(model, video.to(device))
             made = torch.cat([piece.cpu() for piece in decode_stream(model, codes)], 2)
             decibels += psnr(video, made).tolist()
             floor += psnr(video, image[:, None].expand_as(video)).tolist()

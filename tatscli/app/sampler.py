@@ -16,7 +16,7 @@ from tatscli.app.run import RunFolder
 from tatscli.config.sample import FilterConfig, LongFilterConfig, SampleConfig, WindowConfig
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, find_checkpoint, read_gpt
 from tatscli.core.models.gpt import GPT, condition_ids
-from tatscli.core.sampling.decode import encode_windows
+from tatscli.core.sampling.decode import encode_stream
 from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import (
     Chances,
@@ -136,7 +136,7 @@ class Sampler:
             start = None
             if given is not None:
                 video = given(numbers).to(self.trained.model.pos_emb.device)
-                start = encode_windows(self.vqgan.model, video)
+                start = encode_stream(self.vqgan.model, video)
             names = [labels(number) for number in numbers]
             yield self._generate(names, Chances(config.seed, numbers), cuts, start, tell)
 

@@ -44,6 +44,16 @@ class SamePadConv3d(nn.Module):
         out: Tensor = self.conv(x)
         return out
 
+    def inside(self, x: Tensor) -> Tensor:
+        """The same without padding in time: outputs of frames that are all there."""
+        out: Tensor = self.conv(F.pad(x, (*self.padding[:4], 0, 0), mode=self.padding_type))
+        return out
+
+    def steps(self, frames: int) -> int:
+        """Of so many frames, padding included, how many ``inside`` needs no more afterwards."""
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        return max(0, (frames - kernel) // stride + 1) * stride
+
     def reads(self, first: int, last: int) -> tuple[int, int]:
         """First and last input frame that output frames from first to last depend on."""
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
@@ -64,6 +74,7 @@ class SamePadConvTranspose3d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: Size) -> None:
         super().__init__()
         self.padding = _same_padding(kernel_size, stride)
+        self.padding_type = "replicate"
         # Cropping kernel - 1 leaves only outputs that every tap of the kernel contributes to.
         self.convt = nn.ConvTranspose3d(
             in_channels, out_channels, kernel_size, stride, padding=kernel_size - 1
@@ -71,8 +82,18 @@ class SamePadConvTranspose3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B, out, T * stride, H * stride, W * stride)."""
-        out: Tensor = self.convt(F.pad(x, self.padding, mode="replicate"))
+        out: Tensor = self.convt(F.pad(x, self.padding, mode=self.padding_type))
         return out
+
+    def inside(self, x: Tensor) -> Tensor:
+        """The same without padding in time: outputs of frames that are all there."""
+        out: Tensor = self.convt(F.pad(x, (*self.padding[:4], 0, 0), mode=self.padding_type))
+        return out
+
+    def steps(self, frames: int) -> int:
+        """Of so many frames, padding included, how many ``inside`` needs no more afterwards."""
+        kernel, stride = self.convt.kernel_size[0], self.convt.stride[0]
+        return max(0, frames - (kernel - 2) // stride - 1)
 
     def reads(self, first: int, last: int) -> tuple[int, int]:
         """First and last input frame that output frames from first to last depend on."""

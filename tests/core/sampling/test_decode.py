@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tatscli.config.vqgan import VQGANConfig
 from tatscli.core.data.video import probe
-from tatscli.core.models.receptive import decoder_reach, encoder_reach
+from tatscli.core.models.receptive import decoder_reach
 from tatscli.core.models.vqgan import VQGAN
-from tatscli.core.sampling.decode import decode_stream, encode_windows
+from tatscli.core.sampling.decode import decode_stream, encode_stream
 from tatscli.errors import DataError
 
 DOWNSAMPLES = [(4, 8, 8), (1, 4, 2), (2, 4, 4), (8, 2, 2), (2, 16, 16)]
@@ -37,22 +37,25 @@ def codes(length: int, side: int = 1) -> Tensor:
     return torch.randint(16, (1, length, side, side), generator=generator)
 
 
+@pytest.mark.parametrize("piece", [1, 2, 5])
+@pytest.mark.parametrize("length", [1, 2, 7, 12])
 @pytest.mark.parametrize("downsample", DOWNSAMPLES)
-def test_pieces_together_are_the_whole(downsample: tuple[int, int, int]) -> None:
-    model = vqgan(downsample)
-    length = sum(decoder_reach(model)) + 12
-    tokens = codes(length)
-    pieces = list(decode_stream(model, tokens, piece=5))
-    frames = [piece.shape[2] for piece in pieces]
-    assert frames[:-1] == [5 * downsample[0]] * (len(frames) - 1)
+def test_pieces_together_are_the_whole(
+    downsample: tuple[int, int, int], length: int, piece: int
+) -> None:
+    model, tokens = vqgan(downsample), codes(length)
+    pieces = list(decode_stream(model, tokens, piece=piece))
     whole = model.decode(tokens).clamp(-0.5, 0.5)
     torch.testing.assert_close(torch.cat(pieces, 2), whole, atol=1e-5, rtol=0)
     assert whole.std() > 0.01
+    assert all(video.shape[2] for video in pieces)
+    # What comes last waits for the end only as long as it depends on it.
+    assert len(pieces) >= -(-length // piece) - sum(decoder_reach(model))
 
 
 def test_pieces_of_frame_wise_group_norm_are_the_whole() -> None:
     model = vqgan((2, 2, 2), hidden_channels=16, norm_type="group")
-    tokens = codes(sum(decoder_reach(model)) + 10, side=4)
+    tokens = codes(22, side=4)
     pieces = list(decode_stream(model, tokens, piece=4))
     assert len(pieces) > 2
     whole = model.decode(tokens).clamp(-0.5, 0.5)
@@ -74,17 +77,26 @@ def test_frames_are_clamped() -> None:
     assert torch.equal(video, torch.full_like(video, 0.5))
 
 
-def test_no_piece_needs_more_than_its_surroundings() -> None:
+def test_every_frame_is_computed_once_and_few_are_held() -> None:
     model = vqgan((4, 8, 8))
-    seen: list[int] = []
-    model.decoder.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[2]))
-    before, after = decoder_reach(model)
-    window = 16 + before + after
-    for length, pieces in [(16, 1), (window, 1), (window + 1, 2), (100, 7)]:
-        frames = [piece.shape[2] for piece in decode_stream(model, codes(length))]
-        assert (sum(frames), len(frames)) == (4 * length, pieces)
-    assert max(seen) == window
-    assert len(seen) == 1 + 1 + 2 + 7
+    computed: list[int] = []
+    model.decoder.conv_last.conv.register_forward_hook(
+        lambda _module, _inputs, out: computed.append(out.shape[2])
+    )
+    held = {}
+    for length in (40, 80):
+        computed.clear()
+        for piece in decode_stream(model, codes(length)):
+            assert piece.shape[2] <= 16 + 4 * sum(decoder_reach(model))
+        assert sum(computed) == 4 * length
+        held[length] = max(computed)
+    assert held[40] == held[80] <= 4 + 4 * sum(decoder_reach(model))
+
+
+def test_short_videos_are_done_whole() -> None:
+    model = vqgan((4, 8, 8))
+    [video] = decode_stream(model, codes(8))
+    assert torch.equal(video, model.decode(codes(8)).clamp(-0.5, 0.5))
 
 
 SETTINGS = {
@@ -100,16 +112,19 @@ def test_codes_of_pieces_together_are_those_of_the_whole(
     downsample: tuple[int, int, int], settings: dict[str, object]
 ) -> None:
     model = vqgan(downsample, **settings)
-    length = (sum(encoder_reach(model)) // downsample[0] + 14) * downsample[0]
-    video = torch.rand(1, 3, length, 4, 4) - 0.5
+    video = torch.rand(1, 3, 24 * downsample[0], 4, 4) - 0.5
     latents = rearrange(model.latents(video).detach(), "b d t h w -> (b t h w) d")
     model.codebook.embeddings.copy_(latents[:16])  # many codes are in use then
     whole = model.encode(video)
-    seen: list[int] = []
-    model.encoder.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[2]))
-    assert torch.equal(encode_windows(model, video, piece=3), whole)
-    assert len(seen) == -(-whole.shape[1] // 3)
-    assert max(seen) < length
+    computed: list[int] = []
+    model.encoder.conv_first.conv.register_forward_hook(
+        lambda _module, _inputs, out: computed.append(out.shape[2])
+    )
+    for piece in (1, 3, 2 * downsample[0]):
+        computed.clear()
+        assert torch.equal(encode_stream(model, video, piece=piece), whole)
+        assert sum(computed) == video.shape[2]
+        assert max(computed) <= piece + 1
     assert len(whole.unique()) > 4
 
 
@@ -123,14 +138,14 @@ def test_codes_of_pieces_together_are_those_of_the_whole(
 def test_where_all_frames_count_all_are_encoded_at_once(settings: dict[str, object]) -> None:
     model = vqgan((2, 2, 2), **settings)
     video = torch.rand(1, 3, 60, 2, 2) - 0.5
-    assert torch.equal(encode_windows(model, video, piece=3), model.encode(video))
+    assert torch.equal(encode_stream(model, video, piece=3), model.encode(video))
 
 
 @pytest.mark.parametrize("frames", [3, 61])
 def test_frames_that_do_not_divide_are_an_error_also_in_pieces(frames: int) -> None:
     model = vqgan((2, 2, 2))
     with pytest.raises(DataError, match="cannot be downsampled by 2"):
-        encode_windows(model, torch.zeros(1, 3, frames, 2, 2), piece=4)
+        encode_stream(model, torch.zeros(1, 3, frames, 2, 2), piece=4)
 
 
 DECODE = """
@@ -156,7 +171,7 @@ def decode(frames):
             write(to_uint8(piece[0]))
     return peak()
 
-found = [peak(), decode(96), decode(1024)]
+found = [peak(), decode(64), decode(1024)]
 with torch.no_grad():
     model.decode(torch.randint(16, (1, 384 // 4, 16, 16)))
 print(json.dumps([*found, peak()]))
