@@ -34,6 +34,32 @@ def test_the_commands_for_own_videos_run_one_after_the_other(tmp_path: Path, tat
     assert (tmp_path / "samples" / "short" / "grid.png").is_file()
 
 
+def test_the_commands_for_long_videos_run_one_after_the_other(tmp_path: Path, tats) -> None:
+    lines = commands("Long videos")
+    assert len(lines) == 10
+    for line in lines:
+        line = line.replace("--train-videos 64", "--train-videos 1 --test-videos 1")
+        line = line.replace("--max-steps 1000 ", "").replace(
+            "--preset demo", "--preset demo --max-steps 1"
+        )
+        line = line.replace("--frames 256", "--frames 40 --samples 1")
+        workers = " --workers 0 --val-clips 1" if " train " in line else ""
+        program, *arguments = shlex.split(line + workers)
+        assert program == "tats"
+        outcome = tats(*arguments)
+        assert outcome.code == 0, (line, outcome.err)
+    for name in ("plain", "hierarchical"):
+        assert (tmp_path / "samples" / name / "sample-0000.mp4").is_file()
+
+
+def test_pictures_are_there_and_nothing_is_left_to_fill_in() -> None:
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert len(pictures) >= 2
+    for picture in pictures:
+        assert (Path(__file__).parents[1] / picture).is_file()
+    assert re.findall(r"^[A-Z]{5,}$", README, re.MULTILINE) == []
+
+
 def test_the_gate_runs_the_readme_test_command() -> None:
     gate = (Path(__file__).parents[1] / ".ci" / "run").read_text(encoding="utf-8")
     [install, test] = commands("Two commands")[1].split(" && ")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from tatscli.app.data import name_problems
 from tatscli.app.reporting import Reporter
+from tatscli.app.training_data import spread
 from tatscli.config.data import ClipConfig
 from tatscli.core.data.clips import Address, ClipSource, grid_length
 from tatscli.core.data.index import SPLIT_FOLDERS, VideoEntry, build_index
@@ -30,15 +30,22 @@ class GivenClips:
     Attributes:
         sources: Of each video, the one clip at its beginning, as long as a sample where the video
             is as long.
+        classes: Of each video, the class that its folder names; empty where there is none.
         frames: Frames that are given of each.
     """
 
     sources: Sequence[ClipSource]
+    classes: Sequence[str]
     frames: int
 
-    def videos(self, numbers: Sequence[int]) -> Tensor:
-        """The given frames alone, of samples by number: float32 (B, C, T, H, W) in [-0.5, 0.5]."""
-        return torch.stack([to_float(self._read(n, slice(self.frames))) for n in numbers])
+    def videos(self) -> Iterator[Tensor]:
+        """The given frames alone, video by video: float32 (C, T, H, W) in [-0.5, 0.5]."""
+        for number in range(len(self.sources)):
+            yield to_float(self._read(number, slice(self.frames)))
+
+    def class_name(self, number: int) -> str:
+        """The class of the video that a sample goes on from."""
+        return self.classes[number % len(self.classes)]
 
     def truth(self, number: int) -> Iterator[Frames]:
         """What the video really shows, in pieces: uint8 (T, H, W, 3), at most a sample's frames."""
@@ -85,7 +92,7 @@ def open_given(
     """
     if not path.exists():
         raise DataError(f"{path} does not exist", "give a video or a folder with --context")
-    root, entries = _entries(path, reporter)
+    root, entries, classes = _entries(path, reporter)
     stride = clip.sample_every_n_frames
     lengths = [grid_length(entry, clip.frame_rate) // stride for entry in entries]
     fitting = [pair for pair in zip(entries, lengths, strict=True) if pair[1] >= given]
@@ -97,54 +104,60 @@ def open_given(
         )
     if short := len(entries) - len(fitting):
         reporter.note(f"{short} videos have less than {given} frames and are passed over")
-    count = min(samples, len(fitting))
-    spread = [fitting[(2 * i + 1) * len(fitting) // (2 * count)] for i in range(count)]
+    chosen = [fitting[place] for place in spread(len(fitting), samples)]
     sources = [
         ClipSource(
             [entry],
             root,
             clip.model_copy(update={"sequence_length": min(wanted, length) * stride}),
         )
-        for entry, length in spread
+        for entry, length in chosen
     ]
-    return GivenClips(sources, given)
+    names = [classes[entry.label] if entry.label >= 0 else _folder(entry) for entry, _ in chosen]
+    return GivenClips(sources, names, given)
 
 
-def check_given(frames: int, factor: int, wanted: int) -> int:
-    """Latent frames that given frames make.
+def check_given(frames: int, factor: int, wanted: int, name: str = "--context-frames") -> None:
+    """Given frames must be whole latent frames, and leave some to sample.
 
     Args:
         frames: Frames that are given.
         factor: Frames of a latent frame.
         wanted: Frames of a sample.
+        name: What the user calls them.
 
     Raises:
-        ConfigError: They are no whole latent frames, or leave nothing to sample.
+        ConfigError: They are not, or do not; the message has both numbers.
     """
-    if frames % factor:
+    if not frames or frames % factor:
         below = frames - frames % factor
         near = " or ".join(str(n) for n in (below, below + factor) if n)
         raise ConfigError(
-            f"--context-frames {frames} is not a multiple of {factor}, the frames that this "
+            f"{name} {frames} is not a multiple of {factor}, the frames that this "
             "VQGAN turns into one latent frame",
             f"give {near}",
         )
     if frames >= wanted:
+        most = (wanted - 1) // factor * factor
         raise ConfigError(
-            f"--context-frames {frames} leaves nothing to sample: samples have {wanted} frames",
-            f"give {wanted - factor} or less, or sample longer: tats sample long --frames N"
-            if wanted > factor
-            else "sample longer: tats sample long --frames N",
+            f"{name} {frames} leaves nothing to sample: samples have {wanted} frames",
+            f"{f'give {most} or less, or ' if most else ''}sample longer: tats sample long "
+            "--frames N",
         )
-    return frames // factor
 
 
-def _entries(path: Path, reporter: Reporter) -> tuple[Path, list[VideoEntry]]:
-    """The videos that a path means, whole, and the folder that their paths start from."""
+def _folder(entry: VideoEntry) -> str:
+    return Path(entry.path).parent.name
+
+
+def _entries(path: Path, reporter: Reporter) -> tuple[Path, list[VideoEntry], tuple[str, ...]]:
+    """The folder where paths start, the videos that are meant, whole, and names of classes."""
     if path.is_file() or frame_files(path):
         info = probe(path)
         kind: Literal["file", "frames"] = "file" if path.is_file() else "frames"
-        return path.parent, [VideoEntry(path.name, kind, "val", -1, info, 0, len(info.times))]
+        name = f"{path.absolute().parent.name}/{path.name}"
+        entry = VideoEntry(name, kind, "val", -1, info, 0, len(info.times))
+        return path.absolute().parent.parent, [entry], ()
     with reporter.task("indexing", "videos") as task:
         index = build_index(path, progress=lambda done, of: task.update(done, of))
     name_problems(index.problems, reporter)
@@ -152,4 +165,5 @@ def _entries(path: Path, reporter: Reporter) -> tuple[Path, list[VideoEntry]]:
     chosen = index.split("val") if has_splits else index.entries
     # Without folders of splits, two parts of one video may be in both.
     distinct = {entry.path: entry for entry in chosen}.values()
-    return path, [replace(entry, first=0, stop=len(entry.info.times)) for entry in distinct]
+    whole = [replace(entry, first=0, stop=len(entry.info.times)) for entry in distinct]
+    return path, whole, index.classes

@@ -3,16 +3,25 @@
 from typing import TypeVar
 
 from tatscli.app.reporting import Reporter
+from tatscli.config.files import dump
 from tatscli.config.train import ComputeConfig, GPTTrainConfig, VQGANTrainConfig
 
 TrainConfig = TypeVar("TrainConfig", VQGANTrainConfig, GPTTrainConfig)
 
 
-def preview(config: TrainConfig, reporter: Reporter) -> TrainConfig:
-    """What a run would use, touching neither devices nor paths."""
+def preview(config: TrainConfig, reporter: Reporter) -> str:
+    """What a run would use, as YAML, touching neither devices nor paths."""
     if config.compute.gpus:
         reporter.note(f"devices were not looked at; --gpus {config.compute.gpus} is believed")
-    return settle_rate(config, asked_processes(config.compute), reporter)
+    settled = settle_rate(config, asked_processes(config.compute), reporter)
+    if config.train.init is None:
+        return dump(settled)
+    reporter.note(f"{config.train.init} was not looked at; what is left out here, it decides")
+    left_open = {
+        name: type(section).model_fields.keys() - section.model_fields_set
+        for name, section in (("data", config.data), ("model", config.model))
+    }
+    return dump(settled, left_open)
 
 
 def asked_processes(compute: ComputeConfig) -> int:

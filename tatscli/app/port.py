@@ -361,7 +361,7 @@ def _write(
         CheckpointError: What is read answers differently.
         RunError: The folder cannot be written.
     """
-    out = result.run
+    out = result.run.absolute()  # "." has no name of its own
     partial = RunFolder(out.with_name(f".{out.name}.{os.getpid()}.part"))
     ended = datetime.now().astimezone().isoformat(timespec="seconds")
     record = {"status": "imported", "tats": __version__, "ended": ended, **asdict(result)}

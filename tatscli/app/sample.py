@@ -44,7 +44,6 @@ from tatscli.core.data.video import (
     to_uint8,
     video_writer,
     write_png,
-    write_video,
 )
 from tatscli.core.files import claim_empty, unwritable
 from tatscli.core.models.vqgan import VQGAN
@@ -55,6 +54,8 @@ GRID_SAMPLES = 16
 """Samples in the video of many side by side."""
 GRID_FRAMES = 256
 """Frames of each of them, from its beginning."""
+GRID_PIECE = 16
+"""Frames of the grid that are made at once."""
 STRIP_ROWS = 8
 """Rows of the still: one for each sample, or two with the truth above it."""
 
@@ -142,7 +143,7 @@ def sample_long(
     batch_size: int = 16,
     device: str = "auto",
 ) -> Tensor:
-    """Sample videos of any length, by a window that slides over latent frames.
+    """Sample videos of any length, by a window that slides over latent frames, or by key frames.
 
     Args:
         gpt: GPT run folder, checkpoint or published file.
@@ -222,16 +223,19 @@ def _as_tensor(
     given: Tensor | None,
     device: str,
 ) -> Tensor:
-    videos = None
     if given is not None:
-        if len(given) != config.samples:
-            raise ConfigError(f"given: {len(given)} clips for {config.samples} samples")
-        check_given(given.shape[2], sampler.factor, sampler.length * sampler.factor)
-        videos = given.__getitem__
+        channels, side = sampler.vqgan.model.config.image_channels, sampler.vqgan.clip.resolution
+        expected = (config.samples, channels, "T", side, side)
+        if given.ndim != 5 or (*given.shape[:2], "T", *given.shape[3:]) != expected:
+            shape = ", ".join(map(str, expected))
+            raise ConfigError(f"given: a clip of shape {tuple(given.shape)}, expected ({shape})")
+        frames = sampler.length * sampler.factor
+        check_given(given.shape[2], sampler.factor, frames, "given: T")
     sampler.to(choose_device(device))
+    start = None if given is None else sampler.encode(given)
     made = []
     with Silent().task("", "") as task:
-        for codes in sampler.batches(config, Cuts.of(chosen), task, videos):
+        for codes in sampler.batches(config, Cuts.of(chosen), task, start):
             made.append(torch.cat(list(decode_stream(sampler.vqgan.model, codes)), 2).cpu())
     return torch.cat(made)
 
@@ -245,14 +249,16 @@ class _Shown:
 
     def write(self, folder: Path, rate: float) -> None:
         """Write grid.mp4 and grid.png; truth is left of, or above, the sample."""
-        samples = enlarged(np.stack(self.samples))
-        rows = moving = samples
+        pairs = [self.samples]
         if self.truths:
-            truths = enlarged(np.stack(self.truths))
-            moving = np.concatenate([truths, samples], axis=3)
-            rows = np.stack([f for pair in zip(truths, samples, strict=True) for f in pair])
-        write_video(folder / "grid.mp4", tile(moving), rate)
-        write_png(folder / "grid.png", strip(rows[:STRIP_ROWS]))
+            pairs = [self.truths, self.samples]
+        rows = [clip for some in zip(*pairs, strict=True) for clip in some]
+        write_png(folder / "grid.png", strip(enlarged(np.stack(rows[:STRIP_ROWS]))))
+        with video_writer(folder / "grid.mp4", rate) as write:
+            for first in range(0, len(self.samples[0]), GRID_PIECE):
+                part = slice(first, first + GRID_PIECE)
+                moving = [enlarged(np.stack([clip[part] for clip in clips])) for clips in pairs]
+                write(tile(np.concatenate(moving, axis=3)))
 
 
 def _write_folder(
@@ -269,18 +275,18 @@ def _write_folder(
     given = _open_given(sampler, config.given, options.samples, frames, reporter)
     sampler.to(choose_device(device))
     folder = _new_folder(options, config.filter, kind)
+    start_codes = sampler.encode(given.videos()) if given else None
     rate = sampler.vqgan.rate or DEFAULT_RATE
     settings = _settings(kind, sampler, config)
 
     def label(number: int) -> str | None:
-        return sampler.label(number, given.file(number) if given else None)
+        return sampler.label(number, given.class_name(number) if given else "")
 
     listed: list[dict[str, Any]] = []
     shown = _Shown([], [])
     total = options.samples * sampler.tokens
     with reporter.task(f"sampling {options.samples} videos", "tokens", total) as task:
-        videos = given.videos if given else None
-        for codes in sampler.batches(options, Cuts.of(config.filter), task, videos, label):
+        for codes in sampler.batches(options, Cuts.of(config.filter), task, start_codes, label):
             for one in codes:
                 number = len(listed)
                 entry: dict[str, Any] = {"index": number, "label": label(number)}
@@ -323,8 +329,15 @@ def _open_given(
     if config.context is None:
         return None
     check_given(config.context_frames, sampler.factor, frames)
-    clip = sampler.vqgan.clip
-    return open_given(config.context, config.context_frames, frames, samples, clip, reporter)
+    clip, known = sampler.vqgan.clip, sampler.trained.classes
+    has_labels = sampler.trained.model.config.condition.part("label") is not None
+    given = open_given(config.context, config.context_frames, frames, samples, clip, reporter)
+    if has_labels and (unknown := sorted(set(given.classes) - set(known))):
+        reporter.warn(
+            f"videos of {', '.join(unknown)} are of no class of the model ({', '.join(known[:10])}"
+            f"{', ...' if len(known) > 10 else ''}); their samples take its classes in turn"
+        )
+    return given
 
 
 def _settings(

@@ -4,7 +4,7 @@ Letters: B samples, C channels, T frames, H W pixels; t h w latent grid.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,6 @@ from tatscli.core.sampling.generate import (
     hierarchical_frames,
 )
 from tatscli.errors import CheckpointError, ConfigError
-
-GivenVideos = Callable[[Sequence[int]], Tensor]
-"""The first frames of samples by number: float32 (B, C, T, H, W) in [-0.5, 0.5]."""
 
 
 @dataclass(frozen=True)
@@ -98,23 +95,25 @@ class Sampler:
         if self.infill:
             self.infill.model.to(device)
 
-    def label(self, number: int, context: Path | None = None) -> str | None:
+    def label(self, number: int, given: str = "") -> str | None:
         """The class of a sample: that of the video it goes on from, else all in turn."""
-        part = self.trained.model.config.condition.part("label")
-        if part is None:
+        if self.trained.model.config.condition.part("label") is None:
             return None
         known = self.trained.classes
-        if context is not None and context.parent.name in known:
-            return context.parent.name
-        return known[number % len(known)]
+        return given if given in known else known[number % len(known)]
 
-    @torch.no_grad()
+    def encode(self, videos: Iterable[Tensor]) -> Tensor:
+        """Codes (k, t, h, w) of k given videos (C, T, H, W), each encoded by itself."""
+        device = self.trained.model.pos_emb.device
+        codes = [encode_stream(self.vqgan.model, video[None].to(device)) for video in videos]
+        return torch.cat(codes)
+
     def batches(
         self,
         config: SampleConfig,
         cuts: Cuts,
         task: Task,
-        given: GivenVideos | None = None,
+        given: Tensor | None = None,
         labels: Callable[[int], str | None] | None = None,
     ) -> Iterator[Tensor]:
         """Code grids, (B, t, h, w) a batch; tells the tokens done.
@@ -123,7 +122,7 @@ class Sampler:
             config: Number, seed and batches of the samples.
             cuts: How tokens are chosen.
             task: Told about progress.
-            given: First frames of the samples, encoded by themselves: no later frame is seen.
+            given: (k, t, h, w) codes of the first frames, which samples take in turn.
             labels: The class of each sample by number; in turn without.
         """
         labels = labels or self.label
@@ -133,10 +132,7 @@ class Sampler:
             def tell(done: int, first: int = first, count: int = len(numbers)) -> None:
                 task.update(first * self.tokens + done * count, config.samples * self.tokens)
 
-            start = None
-            if given is not None:
-                video = given(numbers).to(self.trained.model.pos_emb.device)
-                start = encode_stream(self.vqgan.model, video)
+            start = None if given is None else given[[n % len(given) for n in numbers]]
             names = [labels(number) for number in numbers]
             yield self._generate(names, Chances(config.seed, numbers), cuts, start, tell)
 
@@ -207,7 +203,7 @@ def long_sampler(config: SampleConfig, window: WindowConfig, reporter: Reporter)
     length = window.length
     if window.frames:
         length = -(-window.frames // trained.vqgan.model.config.downsample[0])
-    infill = _open_infill(trained, path, window.infill_gpt)
+    infill = _open_infill(trained, path, window.infill_gpt, config.vqgan)
     sampler = Sampler(trained, infill, length, window.temporal_sample_pos)
     _check_context(sampler)
     return sampler
@@ -270,7 +266,9 @@ def _open(config: SampleConfig, reporter: Reporter) -> tuple[TrainedGPT, Path]:
     return trained, path
 
 
-def _open_infill(trained: TrainedGPT, path: Path, given: Path | None) -> TrainedGPT | None:
+def _open_infill(
+    trained: TrainedGPT, path: Path, given: Path | None, vqgan: Path | None
+) -> TrainedGPT | None:
     """The GPT that fills in between the key frames of another, checked against it."""
     stride = trained.model.config.latent_stride
     if given is None:
@@ -283,7 +281,7 @@ def _open_infill(trained: TrainedGPT, path: Path, given: Path | None) -> Trained
             "is nothing to fill in",
             "leave the option out, or give --gpt a GPT that was trained with --latent-stride",
         )
-    infill = read_gpt(given)
+    infill = read_gpt(given, vqgan)
     file, grid = find_checkpoint(given), infill.model.config.grid
     if not infill.model.config.infill:
         raise ConfigError(

@@ -33,9 +33,7 @@ from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
 from tatscli.core import weights
 from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.data.clips import Clip
-from tatscli.core.data.tokens import (
-    TokenClip,
-)
+from tatscli.core.data.tokens import TokenClip
 from tatscli.core.models.gpt import condition_ids
 from tatscli.core.models.perceptual import LPIPS
 from tatscli.core.original import read_original

@@ -4,7 +4,6 @@ import typer
 
 from tatscli.cli import console
 from tatscli.cli.options import DryRun, Json, Resume, configured
-from tatscli.config.files import dump
 from tatscli.config.train import GPTTrainConfig
 
 app = typer.Typer(no_args_is_help=True, help="Stage two: learn to write grids of codes.")
@@ -31,7 +30,7 @@ def train(
     if dry_run:
         from tatscli.app.plan import preview
 
-        console.text(dump(preview(config, console.Terminal())))
+        console.text(preview(config, console.Terminal()))
         return
     from tatscli.app import train as use_case
 

@@ -8,7 +8,6 @@ import typer
 from tatscli.cli import console
 from tatscli.cli.options import DryRun, Json, Resume, configured
 from tatscli.config.evaluate import VQGANEvalConfig
-from tatscli.config.files import dump
 from tatscli.config.train import VQGANTrainConfig
 
 app = typer.Typer(no_args_is_help=True, help="Stage one: clips to a small grid of codes.")
@@ -35,7 +34,7 @@ def train(
     if dry_run:
         from tatscli.app.plan import preview
 
-        console.text(dump(preview(config, console.Terminal())))
+        console.text(preview(config, console.Terminal()))
         return
     from tatscli.app import train as use_case
 

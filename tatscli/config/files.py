@@ -1,6 +1,6 @@
 """Settings from several places, merged: defaults, preset, compat, file, options."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -116,11 +116,17 @@ def read_compat(kind: str, name: str) -> Layer:
     return Layer(place=f"compat {name}", values=layer.values)
 
 
-def dump(config: Config) -> str:
-    """Every setting as YAML, defaults included, so that the text alone repeats the run."""
+def dump(config: Config, left_out: Mapping[str, Collection[str]] | None = None) -> str:
+    """Every setting as YAML, defaults included, so that the text alone repeats the run.
+
+    Args:
+        config: The settings.
+        left_out: Fields to leave out, by section.
+    """
     import yaml
 
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    exclude = {section: set(names) for section, names in (left_out or {}).items()}
+    return yaml.safe_dump(config.model_dump(mode="json", exclude=exclude), sort_keys=False)
 
 
 def sections(model: type[Config]) -> Iterator[tuple[str, type[Config]]]:

@@ -111,6 +111,11 @@ class GPTConfig(Config):
             )
         if self.infill and self.latent_stride > 1:
             raise ValueError("a model writes key frames or fills in between them, not both")
+        if self.infill and self.frame_tokens == 1:
+            raise ValueError(
+                "infilling needs latent frames of 2 tokens or more: the last token of a window is "
+                "never seen"
+            )
         if self.infill and self.grid[0] < 3:
             raise ValueError(
                 f"infilling needs clips of at least 3 latent frames, got {self.grid[0]}: the "

@@ -454,7 +454,7 @@ def _gpt_facts(checkpoint: Mapping[str, Any], given: VQGANConfig | None) -> GPTF
     if kind == "label":
         labels = _whole(args, "class_cond_dim", 0)
         classes = tuple(str(number) for number in range(labels))
-        part = ConditionPart(kind="label", tokens=1, ids=labels, offset=0)
+        part = _checked(ConditionPart, {"kind": "label", "tokens": 1, "ids": labels, "offset": 0})
         condition = ConditionLayout(parts=(part,))
     elif kind == "sound":
         part = ConditionPart(kind="sound", tokens=prod(grids[1]), ids=configs[1].codes, offset=0)

@@ -139,11 +139,25 @@ def test_a_new_start_and_a_resumption_are_an_error(tats, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["vqgan", "gpt"])
-def test_a_dry_run_shows_where_a_run_would_start_and_every_published_setting(tats, stage):
-    arguments = ("--data", "x", "--init", "gone", "--dry-run")
+def test_a_dry_run_of_a_new_start_leaves_out_what_the_weights_decide(tats, stage, tmp_path):
+    arguments = (stage, "train", "--data", "x", "--init", "gone", "--dry-run")
+    name, value = ("dropout", 0.5) if stage == "gpt" else ("codes", 64)
+    outcome = tats(*arguments, f"--{name}", value)
+    assert "gone was not looked at" in outcome.err
+    shown = yaml.safe_load(outcome.out)
+    assert shown["train"]["init"] == "gone"
+    assert shown["model"] == {name: value}
+    assert shown["data"] == {"data": "x"}
+    # What is printed can be given back, and says the same again.
+    (tmp_path / "shown.yaml").write_text(outcome.out)
+    assert tats(stage, "train", "-c", "shown.yaml", "--dry-run").out == outcome.out
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "gpt"])
+def test_a_dry_run_shows_every_published_setting(tats, stage):
+    arguments = ("--data", "x", "--dry-run")
     plain = yaml.safe_load(tats(stage, "train", *arguments).out)
     compat = yaml.safe_load(tats(stage, "train", *arguments, "--compat", "tats").out)
-    assert plain["train"]["init"] == compat["train"]["init"] == "gone"
     for section, settings in read_compat(stage, "tats").values.items():
         for name, value in settings.items():
             assert compat[section].pop(name) == value != plain[section].pop(name)

@@ -240,20 +240,19 @@ def generate_hierarchical(
         video[:, :known] = given
     key_frames = video[:, ::stride]
     known_keys = -(-known // stride)
-    if known_keys < key_frames.shape[1]:
-        key_frames.copy_(
-            generate_long(
-                keys,
-                key_condition,
-                chances,
-                chosen_by,
-                length=key_frames.shape[1],
-                context=context,
-                given=key_frames[:, :known_keys] if known else None,
-                first_by=first_by,
-                progress=tell,
-            )
+    key_frames.copy_(
+        generate_long(
+            keys,
+            key_condition,
+            chances,
+            chosen_by,
+            length=key_frames.shape[1],
+            context=context,
+            given=key_frames[:, :known_keys] if known else None,
+            first_by=first_by,
+            progress=tell,
         )
+    )
     for gap, first in enumerate(range(0, total - 1, stride)):
         last, inside = first + stride, max(0, known - first - 1)
         done = (key_frames.shape[1] + gap * (stride - 1)) * frame

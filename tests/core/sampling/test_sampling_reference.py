@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tatscli.core.checkpoint import load_gpt
+from tatscli.core.models.gpt import condition_ids
 from tatscli.core.sampling.filters import TokenFilter, candidates
 from tatscli.core.sampling.generate import Chances, class_condition, generate_long, generate_window
 
@@ -47,3 +48,15 @@ def test_greedy_samples_are_those_of_the_published_code() -> None:
         )
         expected = numbers[f"greedy_long_context{context}"]
         assert torch.equal(long.flatten(1), expected.flatten(1))
+
+
+def test_greedy_samples_with_labels_are_those_of_the_published_code_with_its_ids() -> None:
+    with np.load(FOLDER / "gpt_label.npz") as arrays:
+        numbers = {key: torch.from_numpy(arrays[key]) for key in ("labels", "greedy_short_offset")}
+    gpt = load_gpt(FOLDER / "gpt_label.ckpt")
+    condition = condition_ids(gpt.config.condition, 2, numbers["labels"])
+    published = TokenFilter(temperature=0.0, condition_ids=True)
+    found = generate_window(gpt, condition, Chances(0, range(2)), published)
+    offset = numbers["greedy_short_offset"] - gpt.config.condition.ids
+    assert (offset < 0).any()
+    assert torch.equal(found.flatten(1), offset.clamp(min=0).flatten(1))
