@@ -12,7 +12,7 @@ from tatscli.app.plan import TrainConfig
 from tatscli.config.base import FILE_ONLY, Config
 from tatscli.config.data import ClipConfig
 from tatscli.config.files import Layer, flag, resolve
-from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.config.gpt import ConditionLayout, GPTConfig, GPTOptions
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
 from tatscli.config.vqgan import VQGANConfig
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN
@@ -156,8 +156,18 @@ def gpt_architecture(
         )
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        hint = _other_clips(start) if start else "leave --block-size out"
-        raise ConfigError(reason, hint if "block size" in reason else "") from None
+        if "block size" in reason:
+            hint = _other_clips(start) if start else "leave --block-size out"
+        else:
+            hint = _longer_clips(options, vqgan)
+        raise ConfigError(reason, hint) from None
+
+
+def _longer_clips(options: GPTOptions, vqgan: TrainedVQGAN) -> str:
+    """The shortest clips that infilling, or key frames, can be learnt from."""
+    latent = 3 if options.infills else options.latent_stride + 1
+    frames = latent * vqgan.model.config.downsample[0] * vqgan.clip.sample_every_n_frames
+    return f"--sequence-length {frames} or more (of tats encode, for tokens)"
 
 
 def _layout(condition: str, classes: tuple[str, ...]) -> ConditionLayout:

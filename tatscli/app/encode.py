@@ -128,7 +128,7 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
     manifest = open_tokens(tokens)
     vqgan = read_vqgan(options.vqgan or tokens)
     check_fingerprint(manifest, vqgan, tokens, options.vqgan)
-    claim_empty(options.out, "choose --out")
+    claim_empty(options.out, "choose another --out")
     device = choose_device(config.compute.device)
     vqgan.model.to(device)
     rate = vqgan.rate or DEFAULT_RATE
@@ -164,7 +164,7 @@ def clips_for(data: GPTDataConfig, vqgan: TrainedVQGAN) -> tuple[ClipConfig, tup
         raise ConfigError(
             f"the VQGAN is for frames of {vqgan.model.config.image_channels} channels, as of "
             f"sound; videos have {CHANNELS}",
-            "give the VQGAN of the video with --vqgan",
+            "give a VQGAN of videos",
         )
     try:
         clip = data.clip(vqgan.clip)

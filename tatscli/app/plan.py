@@ -16,7 +16,9 @@ def preview(config: TrainConfig, reporter: Reporter) -> str:
     settled = settle_rate(config, asked_processes(config.compute), reporter)
     if config.train.init is None:
         return dump(settled)
-    reporter.note(f"{config.train.init} was not looked at; what is left out here, it decides")
+    reporter.note(
+        f"{config.train.init} was not looked at; settings that are not listed here come from it"
+    )
     left_open = {
         name: type(section).model_fields.keys() - section.model_fields_set
         for name, section in (("data", config.data), ("model", config.model))

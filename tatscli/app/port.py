@@ -44,9 +44,11 @@ from tatscli.core.files import claim_empty, unwritable
 from tatscli.core.metrics.baselines import best_constant_image
 from tatscli.core.metrics.reconstruction import psnr
 from tatscli.core.models.gpt import condition_ids
-from tatscli.core.original import JUDGES, SOUND_FRAME, is_original, read_original
+from tatscli.core.original import JUDGES, SOUND_FRAME, holds_gpt, is_original, read_original
 from tatscli.errors import CheckpointError, ConfigError, DataError, RunError
 
+STILL_PSNR = 25.0
+"""PSNR in dB up to which the best still image is something to surpass."""
 GENERATED = "a generated clip"
 """What a clip is called that was made here."""
 
@@ -208,7 +210,8 @@ def import_published(
         task.update(3)
         _write(trained, result, video, before)
         task.update(4)
-    if result.psnr < result.still_psnr:
+    # Nothing surpasses the still image of a clip that hardly moves.
+    if result.psnr < min(result.still_psnr, STILL_PSNR):
         reporter.warn(
             f"the reconstruction of the clip ({result.psnr:.1f} dB) is worse than a still image "
             f"({result.still_psnr:.1f} dB): the model may be untrained, or the clip unlike those "
@@ -260,12 +263,18 @@ def _read_published(
     if isinstance(trained, TrainedVQGAN):
         if vqgan:
             reporter.note("--vqgan has no effect: the file holds a VQGAN")
-    elif not vqgan and HEADER not in checkpoint:
+    elif HEADER not in checkpoint and not (vqgan and _says_padding(vqgan)):
         reporter.note(
             "a published GPT file does not say how its VQGAN pads: taken to be replicate, the "
             "published default; --vqgan FILE settles it"
         )
     return trained
+
+
+def _says_padding(vqgan: Path) -> bool:
+    """Whether a file says how its VQGAN pads; only that of a published GPT does not."""
+    checkpoint = read_original(find_checkpoint(vqgan))
+    return HEADER in checkpoint or not holds_gpt(checkpoint)
 
 
 def _clip_for(vqgan: TrainedVQGAN, check: Path | None) -> Tensor:

@@ -64,7 +64,9 @@ class RunFolder:
         try:
             run.samples.mkdir(parents=True)
         except OSError as error:
-            raise RunError(f"cannot create {path}: {error.strerror}", "choose --out") from None
+            raise RunError(
+                f"cannot create {path}: {error.strerror}", "choose another --out"
+            ) from None
         return run
 
     @classmethod

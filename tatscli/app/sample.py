@@ -277,6 +277,11 @@ def _write_folder(
     folder = _new_folder(options, config.filter, kind)
     start_codes = sampler.encode(given.videos()) if given else None
     rate = sampler.vqgan.rate or DEFAULT_RATE
+    if not sampler.vqgan.rate:
+        reporter.note(
+            "the checkpoint does not say at how many frames per second its clips were read; files "
+            f"are written at {DEFAULT_RATE:g}"
+        )
     settings = _settings(kind, sampler, config)
 
     def label(number: int) -> str | None:
@@ -346,6 +351,7 @@ def _settings(
     """What all samples of a folder share."""
     settings = {
         "kind": kind,
+        "gpt": str(sampler.source),
         "step": sampler.trained.step,
         "vqgan": sampler.vqgan.model.fingerprint(),
         "seed": config.sample.seed,
@@ -354,6 +360,8 @@ def _settings(
         **config.filter.model_dump(),
     }
     if sampler.infill:
+        assert isinstance(config, SampleLongConfig)  # only long samples have one
+        settings["infill_gpt"] = str(config.window.infill_gpt)
         settings["infill_step"] = sampler.infill.step
     if config.given.context_frames:
         settings["context_frames"] = config.given.context_frames

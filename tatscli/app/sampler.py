@@ -59,12 +59,14 @@ class Sampler:
     """Models, and how long the samples are to be.
 
     Attributes:
+        source: Where the GPT is.
         trained: The GPT: of all latent frames, or of key frames.
         infill: The GPT that writes the latent frames between key frames.
         length: Latent frames of a sample.
         context: Latent frames (key frames) that each new one is generated from.
     """
 
+    source: Path
     trained: TrainedGPT
     infill: TrainedGPT | None
     length: int
@@ -182,7 +184,7 @@ def short_sampler(config: SampleConfig, reporter: Reporter) -> Sampler:
     trained, path = _open(config, reporter)
     if trained.model.config.latent_stride > 1:
         raise _key_frames_alone(trained.model, path)
-    return Sampler(trained, None, trained.model.config.grid[0], 1)
+    return Sampler(path, trained, None, trained.model.config.grid[0], 1)
 
 
 def long_sampler(config: SampleConfig, window: WindowConfig, reporter: Reporter) -> Sampler:
@@ -204,7 +206,7 @@ def long_sampler(config: SampleConfig, window: WindowConfig, reporter: Reporter)
     if window.frames:
         length = -(-window.frames // trained.vqgan.model.config.downsample[0])
     infill = _open_infill(trained, path, window.infill_gpt, config.vqgan)
-    sampler = Sampler(trained, infill, length, window.temporal_sample_pos)
+    sampler = Sampler(path, trained, infill, length, window.temporal_sample_pos)
     _check_context(sampler)
     return sampler
 

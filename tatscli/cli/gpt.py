@@ -4,6 +4,7 @@ import typer
 
 from tatscli.cli import console
 from tatscli.cli.options import DryRun, Json, Resume, configured
+from tatscli.config.files import read_layer
 from tatscli.config.train import GPTTrainConfig
 
 app = typer.Typer(no_args_is_help=True, help="Stage two: learn to write grids of codes.")
@@ -35,9 +36,11 @@ def train(
     from tatscli.app import train as use_case
 
     result = use_case.train_gpt(config, resume, console.Terminal())
-    if config.model.infills:
+    # What was trained, which is not asked for again where a run goes on or starts from weights.
+    trained = read_layer(result.run / "config.yaml").values["model"]
+    if trained["infill"] or trained["n_unmasked"]:
         then = f"tats sample long --gpt KEYS --infill-gpt {result.run} --length 64"
-    elif config.model.latent_stride > 1:
+    elif trained["latent_stride"] > 1:
         then = f"tats sample long --gpt {result.run} --infill-gpt INFILL --length 64"
     else:
         then = f"tats sample long --gpt {result.run} --length 64"

@@ -196,7 +196,7 @@ def configured(
                         raise ConfigError(
                             "--resume continues a run, --init starts a new one; give one of them"
                         )
-                    layers.append(_run_layer(resume))
+                    layers.append(_run_layer(resume, presets))
                 if preset := values.get("preset"):
                     layers.append(read_preset(presets, preset))
                 if published := values.get("compat"):
@@ -245,14 +245,20 @@ def configured(
     return decorate
 
 
-def _run_layer(run: Path) -> Layer:
-    """The settings of a run that is to be continued."""
+def _run_layer(run: Path, kind: str) -> Layer:
+    """The settings of a run that is to be continued, which must be of the command's kind."""
     if not (run / "config.yaml").is_file():
         raise ConfigError(
             f"{run} is no run folder: it has no config.yaml",
             "--resume takes the folder that an earlier training wrote, its --out",
         )
-    return read_layer(run / "config.yaml")
+    layer = read_layer(run / "config.yaml")
+    # Only runs of the GPT name a VQGAN.
+    if (found := "gpt" if "vqgan" in layer.values else "vqgan") != kind:
+        raise ConfigError(
+            f"{run} is a run of tats {found} train", f"tats {found} train --resume {run}"
+        )
+    return layer
 
 
 def _typed_layer(context: typer.Context, leaves: list[Setting], values: dict[str, Any]) -> Layer:

@@ -111,6 +111,11 @@ class GPTConfig(Config):
             )
         if self.infill and self.latent_stride > 1:
             raise ValueError("a model writes key frames or fills in between them, not both")
+        if self.latent_stride > 1 and self.grid[0] < 2:
+            raise ValueError(
+                f"key frames {self.latent_stride} latent frames apart need clips of at least "
+                f"{self.latent_stride + 1} latent frames, so that one can follow another"
+            )
         if self.infill and self.frame_tokens == 1:
             raise ValueError(
                 "infilling needs latent frames of 2 tokens or more: the last token of a window is "
@@ -150,7 +155,7 @@ class GPTOptions(Config):
     ] = "none"
     """What generation is conditioned on: nothing, or the class (the folder a video is in)."""
     latent_stride: Annotated[int, Published("sample_every_n_latent_frames")] = Field(1, ge=0)
-    """Keep every n-th latent frame: key frames, between which an infilling GPT writes the rest."""
+    """Keep every n-th latent frame, key frames, between which an infilling GPT writes; 1 = all."""
     infill: bool = False
     """Learn to fill in between the first and the last latent frame of a clip."""
     n_unmasked: int = Field(0, ge=0)

@@ -84,7 +84,7 @@ class ContextConfig(Config):
     @model_validator(mode="after")
     def _both_or_neither(self) -> "ContextConfig":
         if (self.context is None) != (self.context_frames == 0):
-            raise ValueError("context and context frames go together: which video, how many frames")
+            raise ValueError("give --context VIDEO and --context-frames N together")
         return self
 
 

@@ -30,6 +30,7 @@ from tatscli.core.original import (
     OriginalGPT,
     OriginalVQGAN,
     VQGANFacts,
+    first_ten,
     holds_gpt,
     is_original,
     is_state,
@@ -137,8 +138,7 @@ def read_vqgan(path: Path) -> TrainedVQGAN:
             return _from_original(original_vqgan(checkpoint), file)
     header, states = _header(checkpoint, file), checkpoint["state_dict"]
     facts = header.vqgan if isinstance(header, _GPTHeader) else header
-    judges = {key: value for key, value in states.items() if key.startswith(JUDGES)}
-    return _trained_vqgan(facts, part_of(states, "vqgan."), header.step, file, judges)
+    return _trained_vqgan(facts, part_of(states, "vqgan."), header.step, file, _judges(states))
 
 
 def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
@@ -171,9 +171,11 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
             )
         states = checkpoint["state_dict"]
         facts, state, step = header, part_of(states, "gpt."), header.step
-        inside = _trained_vqgan(header.vqgan, part_of(states, "vqgan."), step, file)
+        held = part_of(states, "vqgan.")
+        inside = _trained_vqgan(header.vqgan, held, step, file, _judges(states))
         if header.sound:
-            sound = _trained_vqgan(header.sound, part_of(states, "sound."), step, file)
+            held, judges = part_of(states, "sound."), _judges(part_of(states, "sound_"))
+            sound = _trained_vqgan(header.sound, held, step, file, judges)
     if given and given.model.fingerprint() != inside.model.fingerprint():
         raise CheckpointError(
             f"{file} writes codes of VQGAN {inside.model.fingerprint()}, "
@@ -227,7 +229,7 @@ def save_vqgan(vqgan: TrainedVQGAN, file: Path) -> None:
 
 
 def save_gpt(gpt: TrainedGPT, file: Path) -> None:
-    """Write a GPT and its VQGANs, without discriminators and what continues its training."""
+    """Write a GPT and its VQGANs, with discriminators but without what continues its training."""
     modules = {"gpt": gpt.model, "vqgan": gpt.vqgan.model}
     if gpt.sound:
         modules["sound"] = gpt.sound.model
@@ -236,6 +238,9 @@ def save_gpt(gpt: TrainedGPT, file: Path) -> None:
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
+    state |= gpt.vqgan.judges
+    if gpt.sound:
+        state |= {f"sound_{key}": value for key, value in gpt.sound.judges.items()}
     header = gpt_header(gpt.model.config, gpt.classes, gpt.vqgan, gpt.step, gpt.sound)
     save_atomically({HEADER: header, "state_dict": state}, file)
 
@@ -372,6 +377,10 @@ def _to_original(vqgan: TrainedVQGAN) -> OriginalVQGAN:
     return OriginalVQGAN(facts, vqgan.model.state_dict(), dict(vqgan.judges), vqgan.step)
 
 
+def _judges(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in states.items() if key.startswith(JUDGES)}
+
+
 def _fill(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     """Load strictly; a mismatch lists the first ten differing keys."""
     own = model.state_dict()
@@ -383,6 +392,6 @@ def _fill(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         if key in state and state[key].shape != own[key].shape
     ]
     if differing:
-        shown = "\n  ".join(differing[:10])
+        shown = "\n  ".join(first_ten(differing))
         raise CheckpointError(f"{file} does not fit its own settings:\n  {shown}")
     model.load_state_dict(state)

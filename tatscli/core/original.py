@@ -207,6 +207,12 @@ def is_state(states: Any) -> bool:
     )
 
 
+def first_ten(lines: Sequence[str]) -> list[str]:
+    """The first ten lines of a list, and how many follow."""
+    more = len(lines) - 10
+    return [*lines[:10], f"... and {more} more"] if more > 0 else list(lines)
+
+
 def part_of(states: Mapping[str, Tensor], prefix: str) -> State:
     """The state dict of one module among several: what starts with a prefix, without it."""
     return {
@@ -672,7 +678,7 @@ def _translate(
     differing = list(_differences(state, expected))
     if differing:
         found = sum(1 for key in state if not _IGNORED.fullmatch(key))
-        shown = "\n  ".join(differing[:10])
+        shown = "\n  ".join(first_ten(differing))
         raise CheckpointError(
             f"the tensors of the published file are not those of its settings: expected "
             f"{len(expected)}, found {found}, {len(differing)} differ:\n  {shown}"

@@ -266,7 +266,7 @@ def test_videos_too_short_to_be_given_are_named_or_passed_over(
 
 
 def test_context_without_frames_is_an_error(gpt_run: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="context and context frames go together"):
+    with pytest.raises(ValueError, match="--context VIDEO and --context-frames N together"):
         short_config(gpt_run, tmp_path, given={"context": data})
 
 

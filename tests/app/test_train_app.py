@@ -257,11 +257,20 @@ def test_infilling_wants_its_sizes_exactly(
 
 def test_infilling_needs_a_latent_frame_between_two(tokens: Path, tmp_path: Path) -> None:
     config = gpt_config(tokens, tmp_path / "run", model={"infill": True})
-    with pytest.raises(ConfigError, match="at least 3 latent frames, got 2"):
+    with pytest.raises(ConfigError, match="at least 3 latent frames, got 2") as caught:
         train_gpt(config)
+    assert "--sequence-length 6" in caught.value.hint
 
 
-@pytest.mark.parametrize(("stride", "kept"), [(1, 5), (2, 3), (3, 2), (4, 2), (9, 1)])
+def test_key_frames_need_a_second_one(tokens: Path, tmp_path: Path) -> None:
+    config = gpt_config(tokens, tmp_path / "run", model={"latent_stride": 2})
+    with pytest.raises(ConfigError, match="clips of at least 3 latent frames") as caught:
+        train_gpt(config)
+    assert "--sequence-length 6" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("stride", "kept"), [(1, 5), (2, 3), (3, 2), (4, 2)])
 def test_key_frames_are_every_nth_latent_frame_of_a_clip(
     data: Path, vqgan_run: Path, stride: int, kept: int
 ) -> None:

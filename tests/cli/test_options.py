@@ -138,6 +138,16 @@ def test_a_new_start_and_a_resumption_are_an_error(tats, tmp_path):
     assert "--resume continues a run, --init starts a new one; give one" in outcome.err
 
 
+@pytest.mark.parametrize(("stage", "other"), [("vqgan", "gpt"), ("gpt", "vqgan")])
+def test_a_run_of_the_other_stage_is_not_resumed(tats, tmp_path, stage, other):
+    shown = tats(other, "train", "--data", "x", "--dry-run").out
+    (tmp_path / "config.yaml").write_text(shown)
+    outcome = tats(stage, "train", "--resume", tmp_path)
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[0].endswith(f"is a run of tats {other} train")
+    assert f"tats {other} train --resume" in outcome.err
+
+
 @pytest.mark.parametrize("stage", ["vqgan", "gpt"])
 def test_a_dry_run_of_a_new_start_leaves_out_what_the_weights_decide(tats, stage, tmp_path):
     arguments = (stage, "train", "--data", "x", "--init", "gone", "--dry-run")

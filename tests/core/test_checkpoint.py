@@ -404,3 +404,34 @@ def test_a_folder_that_is_a_file_is_an_error_with_the_path(tmp_path: Path) -> No
 def test_others_may_read_a_checkpoint(tmp_path: Path) -> None:
     save_vqgan(vqgan(), tmp_path / "deep" / "er" / "v.ckpt")
     assert stat.S_IMODE((tmp_path / "deep" / "er" / "v.ckpt").stat().st_mode) == 0o644
+
+
+def test_a_gpt_keeps_the_discriminators_of_its_vqgans(tmp_path: Path) -> None:
+    names = ("image_discriminator.layers.0.0.bias", "video_discriminator.layers.0.0.bias")
+
+    def judged(first: float, **settings: object) -> TrainedVQGAN:
+        config = VQGANConfig.model_validate(
+            {"embedding_dim": 2, "codes": 4, "hidden_channels": 1, "downsample": (2, 2, 2)}
+            | settings
+        )
+        judges = {name: torch.full((3,), first + i) for i, name in enumerate(names)}
+        return TrainedVQGAN(VQGAN(config).eval(), CLIP, 2.5, 40, judges)
+
+    parts = (ConditionPart(kind="sound", tokens=2, ids=4, offset=0),)
+    architecture = GPTConfig(
+        layers=1, heads=1, width=2, codes=4, grid=(2, 2, 2), block_size=9,
+        condition=ConditionLayout(parts=parts),
+    )  # fmt: skip
+    trained = TrainedGPT(
+        GPT(architecture).eval(), judged(1.0), (), 7, judged(5.0, image_channels=1)
+    )
+    save_gpt(trained, tmp_path / "gpt.ckpt")
+    for found in (read_gpt(tmp_path / "gpt.ckpt").vqgan, read_vqgan(tmp_path / "gpt.ckpt")):
+        assert {name: float(held[0]) for name, held in found.judges.items()} == {
+            names[0]: 1.0, names[1]: 2.0,
+        }  # fmt: skip
+    sound = read_gpt(tmp_path / "gpt.ckpt").sound
+    assert sound is not None
+    assert {name: float(held[0]) for name, held in sound.judges.items()} == {
+        names[0]: 5.0, names[1]: 6.0,
+    }  # fmt: skip

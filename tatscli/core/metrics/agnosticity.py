@@ -35,32 +35,32 @@ class TimeAgnosticity:
         verdict: In words, with the reason.
         agnostic: Whether nothing speaks against it but rounding.
         frames: Frames of the clip measured on.
-        frames_of_a_latent: Receptive field of a latent, by the convolutions.
-        latents_of_its_frames: Receptive field of all frames of a latent together.
-        latent_change: Of a latent, when all frames outside of its field become noise.
-        frame_change: Of a frame, when all codes outside of its field become others.
+        receptive_field_frames: Receptive field of a latent, by the convolutions.
+        receptive_field_latents: Receptive field of all frames of a latent together.
+        latent_change_from_outside: Of a latent, when all frames outside of its field become noise.
+        frame_change_from_outside: Of a frame, when all codes outside of its field become others.
         still_difference: Between latents of a still image at different times.
         shift_difference: Between latents of the same moment in two clips, of which one starts a
             latent frame later, where both hold the whole receptive field.
         shift_equal_codes: Share of the codes there that are equal.
-        shift_equal_codes_to_the_ends: Share of equal codes also where the field reaches beyond an
+        shift_equal_codes_with_ends: Share of equal codes also where the field reaches beyond an
             end of a clip; padding can imitate what is there, but not know it.
-        pieces_difference: Between frames decoded in pieces and all at once; None for a model whose
+        decoded_in_pieces_difference: Between frames decoded in pieces and all at once; None for a model whose
             group norm pools over time, which is never decoded in pieces.
     """
 
     verdict: str
     agnostic: bool
     frames: int
-    frames_of_a_latent: int
-    latents_of_its_frames: int
-    latent_change: float
-    frame_change: float
+    receptive_field_frames: int
+    receptive_field_latents: int
+    latent_change_from_outside: float
+    frame_change_from_outside: float
     still_difference: float
     shift_difference: float
     shift_equal_codes: float
-    shift_equal_codes_to_the_ends: float
-    pieces_difference: float | None
+    shift_equal_codes_with_ends: float
+    decoded_in_pieces_difference: float | None
 
 
 def least_frames(vqgan: VQGAN) -> int:
@@ -96,35 +96,36 @@ def time_agnosticity(vqgan: VQGAN, video: Tensor) -> TimeAgnosticity:
         equal = vqgan.codebook.nearest(ours) == vqgan.codebook.nearest(theirs)
         inside = slice(before, ours.shape[2] - after)
         pieces = list(decode_stream(vqgan, codes, piece=2))
-        latent_change = _latent_change(vqgan, clip, latents)
-        frame_change = _frame_change(vqgan, codes, frames)
+        latent_change_from_outside = _latent_change(vqgan, clip, latents)
+        frame_change_from_outside = _frame_change(vqgan, codes, frames)
     still_difference = _largest(still - still[:, :, still.shape[2] // 2, None])
     shift_difference = _largest((ours - theirs)[:, :, inside])
-    pieces_difference = None
+    decoded_in_pieces_difference = None
     if len(pieces) > 1:
-        pieces_difference = _largest(torch.cat(pieces, 2) - frames.clamp(-0.5, 0.5))
+        decoded_in_pieces_difference = _largest(torch.cat(pieces, 2) - frames.clamp(-0.5, 0.5))
     latent_rounding, frame_rounding = ROUNDING * _largest(latents), ROUNDING * _largest(frames)
     objections = _objections(
         vqgan.config,
-        latents_see_more=max(latent_change, shift_difference) > latent_rounding,
-        frames_see_more=max(frame_change, pieces_difference or 0) > frame_rounding,
+        latents_see_more=max(latent_change_from_outside, shift_difference) > latent_rounding,
+        frames_see_more=max(frame_change_from_outside, decoded_in_pieces_difference or 0)
+        > frame_rounding,
         ends_show=still_difference > latent_rounding,
     )
     return TimeAgnosticity(
         verdict=("not time-agnostic: " + "; ".join(objections))
         if objections
-        else "time-agnostic: nothing beyond the receptive field matters, and a clip's ends do not",
+        else "time-agnostic: nothing beyond the receptive field matters, and padding adds nothing",
         agnostic=not objections,
         frames=video.shape[1],
-        frames_of_a_latent=sum(encoder_reach(vqgan)) + factor,
-        latents_of_its_frames=sum(decoder_reach(vqgan)) + 1,
-        latent_change=latent_change,
-        frame_change=frame_change,
+        receptive_field_frames=sum(encoder_reach(vqgan)) + factor,
+        receptive_field_latents=sum(decoder_reach(vqgan)) + 1,
+        latent_change_from_outside=latent_change_from_outside,
+        frame_change_from_outside=frame_change_from_outside,
         still_difference=still_difference,
         shift_difference=shift_difference,
         shift_equal_codes=float(equal[:, inside].float().mean()),
-        shift_equal_codes_to_the_ends=float(equal.float().mean()),
-        pieces_difference=pieces_difference,
+        shift_equal_codes_with_ends=float(equal.float().mean()),
+        decoded_in_pieces_difference=decoded_in_pieces_difference,
     )
 
 

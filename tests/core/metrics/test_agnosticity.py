@@ -41,18 +41,18 @@ def test_norms_that_leave_time_alone_and_replicated_ends_are_time_agnostic(
     found = measured(vqgan(**settings))
     assert found.agnostic
     assert found.verdict.startswith("time-agnostic")
-    assert found.latent_change == found.frame_change == 0
+    assert found.latent_change_from_outside == found.frame_change_from_outside == 0
     assert found.shift_equal_codes == 1
-    assert found.shift_equal_codes_to_the_ends < 1
+    assert found.shift_equal_codes_with_ends < 1
     assert found.still_difference < 1e-5
     assert found.shift_difference < 1e-5
-    assert found.pieces_difference is not None
-    assert found.pieces_difference < 1e-5
+    assert found.decoded_in_pieces_difference is not None
+    assert found.decoded_in_pieces_difference < 1e-5
 
 
 def test_the_receptive_fields_are_told() -> None:
     found = measured(vqgan(downsample=(4, 8, 8)))
-    assert (found.frames_of_a_latent, found.latents_of_its_frames) == (64, 13)
+    assert (found.receptive_field_frames, found.receptive_field_latents) == (64, 13)
     assert found.frames == 4 * (8 + 1 + 7 + 6)
 
 
@@ -60,10 +60,10 @@ def test_group_norm_over_time_is_not() -> None:
     found = measured(vqgan(**GROUPS, group_norm_over_time=True))
     assert not found.agnostic
     assert found.verdict.startswith("not time-agnostic: group norm pools over time")
-    assert found.latent_change > 0.05
-    assert found.frame_change > 0.05
+    assert found.latent_change_from_outside > 0.05
+    assert found.frame_change_from_outside > 0.05
     assert found.shift_difference > 1e-3
-    assert found.pieces_difference is None
+    assert found.decoded_in_pieces_difference is None
 
 
 def test_zeros_beyond_the_ends_show_where_they_are_and_change_nothing_else() -> None:
@@ -73,7 +73,7 @@ def test_zeros_beyond_the_ends_show_where_they_are_and_change_nothing_else() -> 
         "not time-agnostic: latents of a still image differ near the ends (constant padding)"
     )
     assert found.still_difference > 1e-3
-    assert found.latent_change == found.frame_change == 0
+    assert found.latent_change_from_outside == found.frame_change_from_outside == 0
     assert found.shift_equal_codes == 1
 
 
@@ -81,7 +81,7 @@ def test_a_clip_in_a_circle_is_not() -> None:
     found = measured(vqgan(padding_type="circular"))
     assert not found.agnostic
     assert "frames outside of their receptive field (circular padding)" in found.verdict
-    assert found.latent_change > 1e-3
+    assert found.latent_change_from_outside > 1e-3
 
 
 def test_it_measures_and_does_not_ask_the_settings() -> None:
@@ -94,7 +94,7 @@ def test_it_measures_and_does_not_ask_the_settings() -> None:
     model.decoder.conv_blocks[0].res1.norm1.train()
     found = measured(model)
     assert found.verdict.endswith("frames depend on codes outside of their receptive field")
-    assert found.latent_change == 0 < found.frame_change
+    assert found.latent_change_from_outside == 0 < found.frame_change_from_outside
 
 
 def test_a_clip_shorter_than_a_receptive_field_shows_nothing() -> None:
