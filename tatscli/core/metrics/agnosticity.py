@@ -45,8 +45,8 @@ class TimeAgnosticity:
         shift_equal_codes: Share of the codes there that are equal.
         shift_equal_codes_with_ends: Share of equal codes also where the field reaches beyond an
             end of a clip; padding can imitate what is there, but not know it.
-        decoded_in_pieces_difference: Between frames decoded in pieces and all at once; None for a model whose
-            group norm pools over time, which is never decoded in pieces.
+        decoded_in_pieces_difference: Between frames decoded in pieces and all at once; None for a
+            model whose group norm pools over time, which is never decoded in pieces.
     """
 
     verdict: str
