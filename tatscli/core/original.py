@@ -181,6 +181,11 @@ def read_original(path: Path) -> dict[str, Any]:
             ) from error
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # what is no checkpoint fails in any way, if it is read as one
+        if what := _no_checkpoint(path):
+            raise CheckpointError(
+                f"{path} is no checkpoint: {what}",
+                "give a checkpoint that tats or the published code wrote",
+            ) from error
         reason = str(error).split(". ")[0].splitlines()[:1] or [type(error).__name__]
         raise CheckpointError(
             f"{path} is damaged or no checkpoint: {reason[0]}", "copy or download it again"
@@ -360,6 +365,16 @@ def published_gpt(gpt: OriginalGPT) -> dict[str, Any]:
         "sos_token": 0,
     }
     return _published(state, args, settings, gpt.facts, gpt.step)
+
+
+def _no_checkpoint(path: Path) -> str:
+    """What a file is that cannot be a checkpoint, as far as its first bytes tell."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "it is empty"
+    printable = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start)
+    return "it is a text" if printable else ""
 
 
 def _refused(path: Path) -> str:

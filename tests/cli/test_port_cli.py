@@ -45,12 +45,14 @@ def test_export_and_import_are_each_one_line(tats, trained, tmp_path):
 def test_what_cannot_be_imported_says_why(tats, trained, tmp_path):
     save_original(trained, tmp_path / "whole.ckpt")
     (tmp_path / "text.ckpt").write_text("text")
+    (tmp_path / "empty.ckpt").touch()
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "whole.ckpt").read_bytes()[:9000])
     torch.save({"model": torch.zeros(2), "epoch": 3}, tmp_path / "foreign.ckpt")
     save_vqgan(trained, tmp_path / "ours.ckpt")
     for name, told, hint in (
         ("gone.ckpt", "gone.ckpt does not exist", "hint: "),
-        ("text.ckpt", "text.ckpt is damaged or no checkpoint", "download it again"),
+        ("text.ckpt", "text.ckpt is no checkpoint: it is a text", "give a checkpoint"),
+        ("empty.ckpt", "empty.ckpt is no checkpoint: it is empty", "give a checkpoint"),
         ("cut.ckpt", "cut.ckpt is damaged or incomplete: 9,000 bytes", "download it again"),
         ("foreign.ckpt", "foreign.ckpt is neither a tats checkpoint nor", "it holds: epoch, model"),
         ("ours.ckpt", "ours.ckpt is a checkpoint of tats already", "use it as it is"),

@@ -311,7 +311,7 @@ def write_stripped(file: Path) -> None:
         (write_list, "list"),
         (write_cut, "damaged|cannot read"),
         (write_text, "refused|damaged"),
-        (write_nothing, "damaged"),
+        (write_nothing, "it is empty"),
         (write_stripped, "lacks its setting"),
     ],
 )
