@@ -126,3 +126,10 @@ def test_what_answers_at_once_loads_no_torch(arguments, environment, shown):
     )
     assert shown in done.stdout
     assert done.stderr.splitlines()[-1].strip() == "loaded:"
+
+
+def test_only_training_loads_lightning():
+    names = ("sample", "encode", "reconstruct", "port", "evaluate")
+    lines = [f"import tatscli.app.{name}" for name in names]
+    code = "; ".join([*lines, "import sys; sys.exit('lightning' in sys.modules)"])
+    subprocess.run([sys.executable, "-c", code], check=True)

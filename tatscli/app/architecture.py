@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from tatscli.app.encode import clips_for
+from tatscli.app.encode import CHANNELS, clips_for
 from tatscli.app.plan import TrainConfig
 from tatscli.config.base import FILE_ONLY, Config
 from tatscli.config.data import ClipConfig
@@ -52,9 +52,9 @@ def settle_vqgan(config: VQGANTrainConfig, source: Path, start: TrainedVQGAN) ->
         ConfigError: An architecture was asked for that is not theirs, or does not fit the clips.
     """
     held = start.model.config
-    if held.image_channels != 3:
+    if held.image_channels != CHANNELS:
         raise ConfigError(
-            f"{source} is a VQGAN of {held.image_channels} channels, and frames have 3",
+            f"{source} is a VQGAN of {held.image_channels} channels, and frames have {CHANNELS}",
             "start from a VQGAN of videos",
         )
     free = {*CODEBOOK_TRAINING}

@@ -134,6 +134,12 @@ def length_hint(fits: int) -> str:
     return f"--sequence-length {fits} or less fits both splits" if fits else "add longer videos"
 
 
+def spread(length: int, count: int) -> list[int]:
+    """At most so many places, evenly over a length."""
+    count = min(count, length)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
 def name_problems(problems: Iterable[Problem], reporter: Reporter) -> None:
     """Name what is left out, the first ones one by one."""
     left_out = list(problems)

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from tatscli.config.train import ComputeConfig
-from tatscli.core.training.engine import Placement
+from tatscli.core.training.placement import Placement
 from tatscli.errors import DeviceError
 
 

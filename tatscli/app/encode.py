@@ -34,7 +34,7 @@ from tatscli.core.data.video import Frames, to_uint8, video_writer
 from tatscli.core.files import claim_empty
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.sampling.decode import WHOLE_FRAMES, decode_stream, encode_stream
-from tatscli.core.training.engine import choose_workers
+from tatscli.core.training.placement import choose_workers
 from tatscli.errors import ConfigError, DataError
 
 SPLITS: tuple[Split, ...] = ("train", "val")

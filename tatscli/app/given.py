@@ -10,9 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from tatscli.app.data import name_problems
+from tatscli.app.data import name_problems, spread
 from tatscli.app.reporting import Reporter
-from tatscli.app.training_data import spread
 from tatscli.config.data import ClipConfig
 from tatscli.core.data.clips import Address, ClipSource, grid_length
 from tatscli.core.data.index import SPLIT_FOLDERS, VideoEntry, build_index

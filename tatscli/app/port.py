@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tatscli import __version__
@@ -44,7 +43,9 @@ from tatscli.core.files import claim_empty, unwritable
 from tatscli.core.metrics.baselines import best_constant_image
 from tatscli.core.metrics.reconstruction import psnr
 from tatscli.core.models.gpt import condition_ids
+from tatscli.core.models.receptive import pools_over_time
 from tatscli.core.original import JUDGES, SOUND_FRAME, holds_gpt, is_original, read_original
+from tatscli.core.training.losses import token_loss
 from tatscli.errors import CheckpointError, ConfigError, DataError, RunError
 
 STILL_PSNR = 25.0
@@ -353,14 +354,6 @@ def _answers(trained: TrainedVQGAN | TrainedGPT, video: Tensor) -> _Answers:
     return found
 
 
-def _loss(config: GPTConfig, found: _Answers) -> float:
-    """Nats a token, over what the model is to write."""
-    given = config.frame_tokens if config.infill else 0
-    written = slice(given, config.video_tokens - given)
-    logits = found.logits[0, written, config.condition.ids :]
-    return float(F.cross_entropy(logits, found.tokens[0, written]))
-
-
 def _write(
     trained: TrainedVQGAN | TrainedGPT, result: ImportResult, video: Tensor, before: _Answers
 ) -> None:
@@ -412,7 +405,8 @@ def _result(
         if trained.sound:
             sound = _describe(trained.sound.model.config)
         else:
-            loss, chance = _loss(config, found), math.log(config.codes)
+            loss = float(token_loss(found.logits, found.tokens, config))
+            chance = math.log(config.codes)
     still = best_constant_image(video)[None, :, None].expand_as(video)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -443,10 +437,9 @@ def _result(
 
 
 def _describe(config: VQGANConfig) -> VQGANSummary:
-    over_time = config.norm_type == "group" and config.group_norm_over_time
     return VQGANSummary(
         downsample=config.downsample,
-        norm=f"{config.norm_type}, over time" if over_time else config.norm_type,
+        norm=f"{config.norm_type}, over time" if pools_over_time(config) else config.norm_type,
         padding=config.padding_type,
         hidden_channels=config.hidden_channels,
         embedding_dim=config.embedding_dim,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tatscli.app.data import VideoClips, name_problems, open_videos, problem_of
 from tatscli.app.devices import choose_device
-from tatscli.app.encode import clips_for
+from tatscli.app.encode import CHANNELS, clips_for
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.evaluate import VQGANEvalConfig
 from tatscli.core.checkpoint import read_vqgan
@@ -111,7 +111,7 @@ def evaluate_vqgan(
         if videos:
             reporter.note(f"no held-out clip of {frames} frames: --time measures {source}")
         video = to_float(shape_clip(SHAPES[0], side, frames, np.random.default_rng(0)))
-        video = video if channels == 3 else video[:1].expand(channels, -1, -1, -1)
+        video = video if channels == CHANNELS else video[:1].expand(channels, -1, -1, -1)
     with reporter.task("measuring over time", "clips", 1) as task:
         found = time_agnosticity(model, video.to(_device(model)))
         task.update(1)

@@ -274,8 +274,8 @@ def _write_folder(
         _check_comparison(real, frames)
     given = _open_given(sampler, config.given, options.samples, frames, reporter)
     sampler.to(choose_device(device))
-    folder = _new_folder(options, config.filter, kind)
     start_codes = sampler.encode(given.videos()) if given else None
+    folder = _new_folder(options, config.filter, kind)
     rate = sampler.vqgan.rate or DEFAULT_RATE
     if not sampler.vqgan.rate:
         reporter.note(

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tatscli.app.architecture import GPTStart, gpt_architecture, settle_gpt, settle_vqgan
-from tatscli.app.data import open_videos
+from tatscli.app.data import open_videos, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
 from tatscli.app.pictures import save_reconstructions, save_samples
 from tatscli.app.plan import TrainConfig, settle_rate
@@ -24,7 +24,6 @@ from tatscli.app.training_data import (
     StageConfig,
     gpt_material,
     held_out,
-    spread,
     video_clips,
     videos_content,
 )
@@ -46,8 +45,9 @@ from tatscli.core.sampling.generate import (
 )
 from tatscli.core.training import gpt as gpt_training
 from tatscli.core.training import vqgan as vqgan_training
-from tatscli.core.training.engine import Clips, Outcome, Placement, epoch_steps, fit
+from tatscli.core.training.engine import Clips, Outcome, epoch_steps, fit
 from tatscli.core.training.gpt import GPTTraining
+from tatscli.core.training.placement import Placement
 from tatscli.core.training.vqgan import VQGANTraining
 from tatscli.errors import ConfigError, DataError
 
@@ -228,7 +228,7 @@ def _gpt_job(config: GPTTrainConfig, resume: Path | None, _: Placement, reporter
         )
     lightning.seed_everything(config.train.seed, verbose=False)
     module = GPTTraining(config, architecture, vqgan, classes, config.optim.learning_rate)
-    if start:
+    if start and not resume:  # the engine loads what goes on
         module.gpt.load_state_dict(start.gpt.model.state_dict())
     seed = config.train.seed
     if architecture.infill:

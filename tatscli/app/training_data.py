@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import Subset
 
 from tatscli.app.architecture import GPTStart
-from tatscli.app.data import VideoClips, decodable, name_problems, open_videos
+from tatscli.app.data import VideoClips, decodable, name_problems, open_videos, spread
 from tatscli.app.encode import check_fingerprint, clips_for, open_tokens
 from tatscli.app.reporting import Reporter
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
@@ -139,12 +139,6 @@ def held_out(clips: Clips, count: int) -> list[Any]:
     """So many validation clips, evenly over all."""
     held = len(clips.validation)  # type: ignore[arg-type]  # every dataset here has a length
     return [clips.validation[place] for place in spread(held, count)]
-
-
-def spread(length: int, count: int) -> list[int]:
-    """At most so many places, evenly over a length."""
-    count = min(count, length)
-    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
 def videos_content(videos: VideoClips) -> Content:

@@ -32,6 +32,7 @@ from tatscli.config.gpt import ConditionLayout, ConditionPart, GPTConfig
 from tatscli.config.vqgan import VQGANConfig
 from tatscli.core.models.discriminator import PatchDiscriminator
 from tatscli.core.models.gpt import GPT, infill_mask
+from tatscli.core.models.receptive import pools_over_time
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.errors import CheckpointError
 
@@ -749,7 +750,7 @@ def _checked(model: type[Any], values: Any) -> Any:
 
 def _check_published(config: VQGANConfig) -> None:
     """The published code knows one of our two group norms."""
-    if config.norm_type == "group" and not config.group_norm_over_time:
+    if config.norm_type == "group" and not pools_over_time(config):
         raise CheckpointError(
             "this VQGAN normalises each frame by itself, the published group norm whole clips: "
             "the published code would compute something else with these weights",

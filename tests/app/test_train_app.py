@@ -20,7 +20,7 @@ from tatscli.config.files import read_layer, resolve
 from tatscli.config.train import ComputeConfig, GPTTrainConfig, VQGANTrainConfig
 from tatscli.core.checkpoint import find_checkpoint, read_gpt, read_vqgan
 from tatscli.core.models.vqgan import VQGAN
-from tatscli.core.training.engine import Placement
+from tatscli.core.training.placement import Placement
 from tatscli.errors import CheckpointError, ConfigError, DataError, DeviceError, RunError
 
 

@@ -5,13 +5,12 @@ so that a run continues exactly where it stopped, whatever its workers and ranks
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as lightning
 import torch
@@ -32,31 +31,10 @@ from tatscli.core.training.callbacks import (
     RandomState,
     Telling,
 )
+from tatscli.core.training.placement import Placement, choose_workers
 from tatscli.core.training.stage import Stage
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a run computes.
-
-    Attributes:
-        accelerator: Lightning's name of the device.
-        processes: Processes a machine.
-        nodes: Machines.
-        precision: Of the networks; the quantiser is float32 always.
-    """
-
-    accelerator: Literal["cpu", "cuda", "mps"]
-    processes: int
-    nodes: int
-    precision: Literal["32-true", "bf16-mixed"]
-
-    @property
-    def world(self) -> int:
-        """Processes of the whole run."""
-        return self.processes * self.nodes
 
 
 @dataclass(frozen=True)
@@ -144,22 +122,6 @@ class ClipData(lightning.LightningDataModule):
 def epoch_steps(clips: Clips, loop: LoopConfig, placement: Placement) -> int:
     """Optimiser steps in which the sampler visits every slot once."""
     return max(1, clips.slots // (loop.batch_size * loop.accumulate * placement.world))
-
-
-def choose_workers(device: str, asked: int = -1, processes: int = 1) -> int:
-    """Processes that read clips for each process that computes.
-
-    Args:
-        device: Where the networks are.
-        asked: What the user wants; -1 leaves the choice.
-        processes: That compute on this machine.
-    """
-    if asked >= 0:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = (cores or 1) // processes
-    # On the CPU the networks need the cores themselves.
-    return min(8, share) if device == "cuda" else min(2, max(1, share // 2))
 
 
 def fit(

@@ -6,15 +6,15 @@ Letters: B clips, C channels, T frames, H W pixels, t h w latent grid.
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tatscli.config.gpt import GPTConfig, GPTLossConfig
+from tatscli.config.gpt import GPTConfig
 from tatscli.config.train import GPTTrainConfig
 from tatscli.core.checkpoint import HEADER, TrainedVQGAN, gpt_header
 from tatscli.core.data.clips import Clip
 from tatscli.core.data.tokens import TokenClip
 from tatscli.core.models.gpt import GPT, condition_ids, decay_groups
+from tatscli.core.training.losses import token_loss
 from tatscli.core.training.stage import Stage
 
 ADAM_BETAS = (0.9, 0.95)
@@ -22,31 +22,6 @@ ADAM_BETAS = (0.9, 0.95)
 
 MONITOR = "val/loss"
 FIGURES = {"loss": "train/loss", "val loss": "val/loss"}
-
-
-def token_loss(
-    logits: Tensor, codes: Tensor, config: GPTConfig, loss: GPTLossConfig | None = None
-) -> Tensor:
-    """Cross-entropy of the codes that are to be learnt, in nats a token.
-
-    Those are all, except for the latent frames that infilling is given. Ids of the condition are
-    never expected.
-
-    Args:
-        logits: (B, L, vocabulary).
-        codes: (B, L) without offset.
-        config: Of the model.
-        loss: What the published code expects as well, where that is wanted.
-    """
-    loss, offset = loss or GPTLossConfig(), config.condition.ids
-    if config.infill and not loss.given_frames:
-        between = slice(config.frame_tokens, -config.frame_tokens)
-        logits, codes = logits[:, between], codes[:, between]
-    if loss.condition_ids:
-        codes = codes + offset
-    else:
-        logits = logits[..., offset:]
-    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
 
 
 class GPTTraining(Stage):

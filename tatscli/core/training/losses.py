@@ -1,6 +1,6 @@
-"""Losses of the VQGAN (Ge et al. 2022, section 3.1; Esser et al. 2021 for the adversarial part).
+"""Losses of both stages (Ge et al. 2022, section 3; Esser et al. 2021 for the adversarial part).
 
-Letters: B clips, C channels, T frames, H W pixels.
+Letters: B clips, C channels, T frames, H W pixels, L video tokens.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tatscli.config.gpt import GPTConfig, GPTLossConfig
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
@@ -66,3 +68,28 @@ def ramp(step: int, start: int, length: int) -> float:
     if step < start:
         return 0.0
     return min(1.0, (step - start + 1) / (length + 1))
+
+
+def token_loss(
+    logits: Tensor, codes: Tensor, config: GPTConfig, loss: GPTLossConfig | None = None
+) -> Tensor:
+    """Cross-entropy of the codes that are to be learnt, in nats a token.
+
+    Those are all, except for the latent frames that infilling is given. Ids of the condition are
+    never expected.
+
+    Args:
+        logits: (B, L, vocabulary).
+        codes: (B, L) without offset.
+        config: Of the model.
+        loss: What the published code expects as well, where that is wanted.
+    """
+    loss, offset = loss or GPTLossConfig(), config.condition.ids
+    if config.infill and not loss.given_frames:
+        between = slice(config.frame_tokens, -config.frame_tokens)
+        logits, codes = logits[:, between], codes[:, between]
+    if loss.condition_ids:
+        codes = codes + offset
+    else:
+        logits = logits[..., offset:]
+    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())

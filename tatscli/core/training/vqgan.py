@@ -17,7 +17,7 @@ from tatscli.core.metrics.reconstruction import psnr
 from tatscli.core.models.discriminator import PatchDiscriminator
 from tatscli.core.models.perceptual import LPIPS
 from tatscli.core.models.vqgan import VQGAN
-from tatscli.core.original import part_of
+from tatscli.core.original import JUDGES, part_of
 from tatscli.core.training.losses import (
     DISCRIMINATOR_LOSSES,
     draw_frames,
@@ -88,7 +88,7 @@ class VQGANTraining(Stage):
         """
         self.vqgan.load_state_dict(trained.model.state_dict())
         lacking = []
-        for name in ("image_discriminator", "video_discriminator"):
+        for name in JUDGES:
             judge: PatchDiscriminator | None = getattr(self, name)
             state = part_of(trained.judges, f"{name}.")
             if judge is not None and state:

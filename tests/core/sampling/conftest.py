@@ -7,6 +7,27 @@ import torch
 from tatscli.config.gpt import ConditionLayout, GPTConfig
 from tatscli.core.models.gpt import GPT
 
+FAVOURED = 3
+"""The code that ``favouring`` makes the likeliest, after all ids of the condition."""
+
+
+@pytest.fixture
+def favouring() -> Callable[[GPT], GPT]:
+    """Makes ids of the condition likelier than all codes, and one code than all others.
+
+    An id of the condition that is drawn would become code 0.
+    """
+
+    def change(model: GPT) -> GPT:
+        ids = model.config.condition.ids
+        with torch.no_grad():
+            model.ln_f.bias.fill_(1.0)
+            model.head.weight[ids + FAVOURED] = 50.0
+            model.head.weight[:ids] = 100.0
+        return model
+
+    return change
+
 
 @pytest.fixture
 def gpt() -> Callable[..., GPT]:

@@ -137,18 +137,16 @@ def test_key_frames_of_another_stride_than_the_window_are_refused(gpt: Make) -> 
 
 
 @pytest.mark.parametrize("known", [0, 1, 2])
-def test_ids_of_the_condition_are_never_drawn_between(gpt: Make, known: int) -> None:
-    keys = gpt((3, 2, 2), classes=3, latent_stride=4)
-    between = gpt((5, 2, 2), classes=3, infill=True)
+def test_ids_of_the_condition_are_never_drawn_between(
+    gpt: Make, favouring: Callable[[GPT], GPT], known: int
+) -> None:
+    keys = favouring(gpt((3, 2, 2), classes=3, latent_stride=4))
+    between = favouring(gpt((5, 2, 2), classes=3, infill=True))
     for model in (keys, between):
-        ids = model.config.condition.ids
+        window = some_frames(model.config.grid[0]).flatten(1)
         with torch.no_grad():
-            model.ln_f.bias.fill_(1.0)
-            model.head.weight[:ids] = 100.0
-            some = model(
-                class_condition(model, 3, range(B)), some_frames(model.config.grid[0]).flatten(1)
-            )
-        assert (some.argmax(-1) < ids).all()
+            some = model(class_condition(model, 3, range(B)), window)
+        assert (some.argmax(-1) < model.config.condition.ids).all()
     conditions = [class_condition(model, 3, range(B)) for model in (keys, between)]
     given = some_frames(known) if known else None
     for chosen_by in (CHOSEN_BY, GREEDY, TokenFilter()):
@@ -156,10 +154,7 @@ def test_ids_of_the_condition_are_never_drawn_between(gpt: Make, known: int) -> 
             keys, between, *conditions, Chances(0, range(B)), chosen_by,
             length=9, context=1, given=given,
         )  # fmt: skip
-        assert video.min() >= 0
-        assert video.max() < 7
-        # What is drawn is not code 0 for want of another.
-        assert len(video.unique()) > 1
+        assert (video[:, known:] == 3).all()
 
 
 def test_a_model_that_does_not_infill_is_refused(gpt: Make) -> None:

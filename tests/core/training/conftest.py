@@ -7,7 +7,8 @@ from tiny_runs import SLOTS, Codes, Run, Train, Videos, gpt_module, vqgan_module
 from torch.utils.data import Dataset
 
 from tatscli.core.training import gpt, vqgan
-from tatscli.core.training.engine import Clips, Placement, fit
+from tatscli.core.training.engine import Clips, fit
+from tatscli.core.training.placement import Placement
 from tatscli.core.training.stage import Stage
 
 

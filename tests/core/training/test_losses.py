@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from tatscli.config.gpt import ConditionLayout, GPTConfig, GPTLossConfig
-from tatscli.core.training.gpt import token_loss
 from tatscli.core.training.losses import (
     draw_frames,
     feature_matching,
     hinge,
     pick_frames,
     ramp,
+    token_loss,
     vanilla,
 )
 
