@@ -3,19 +3,20 @@
 from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
-from tatscli.app.encode import CHANNELS, clips_for
+from tatscli.app.encode import clips_for, sound_grid
 from tatscli.app.plan import TrainConfig
+from tatscli.app.training_data import GPTMaterial, GPTStart
 from tatscli.config.base import FILE_ONLY, Config
 from tatscli.config.data import ClipConfig
 from tatscli.config.files import Layer, flag, resolve
-from tatscli.config.gpt import ConditionLayout, GPTConfig, GPTOptions
+from tatscli.config.gpt import ConditionLayout, ConditionPart, GPTConfig, GPTOptions
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
-from tatscli.config.vqgan import VQGANConfig
-from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN
+from tatscli.config.vqgan import SOUND_CHANNELS, VIDEO_CHANNELS, VQGANConfig
+from tatscli.core.checkpoint import TrainedVQGAN
 from tatscli.errors import ConfigError
 
 CODEBOOK_TRAINING = (
@@ -26,18 +27,6 @@ CODEBOOK_TRAINING = (
     "restart_statistics",
 )
 """Settings of the VQGAN model that decide how it is trained, not what it is."""
-
-
-class GPTStart(NamedTuple):
-    """Weights that a GPT run starts from, or goes on with.
-
-    Attributes:
-        source: Where they are.
-        gpt: The GPT with its VQGAN.
-    """
-
-    source: Path
-    gpt: TrainedGPT
 
 
 def settle_vqgan(config: VQGANTrainConfig, source: Path, start: TrainedVQGAN) -> VQGANTrainConfig:
@@ -52,10 +41,12 @@ def settle_vqgan(config: VQGANTrainConfig, source: Path, start: TrainedVQGAN) ->
         ConfigError: An architecture was asked for that is not theirs, or does not fit the clips.
     """
     held = start.model.config
-    if held.image_channels != CHANNELS:
+    wanted = SOUND_CHANNELS if config.data.input == "sound" else VIDEO_CHANNELS
+    if held.image_channels != wanted:
         raise ConfigError(
-            f"{source} is a VQGAN of {held.image_channels} channels, and frames have {CHANNELS}",
-            "start from a VQGAN of videos",
+            f"{source} is a VQGAN of {held.image_channels} channels, and {config.data.input} has "
+            f"{wanted}",
+            f"start from a VQGAN of {config.data.input}, or change --input",
         )
     free = {*CODEBOOK_TRAINING}
     if not start.judges:
@@ -75,17 +66,16 @@ def settle_gpt(config: GPTTrainConfig, start: GPTStart) -> GPTTrainConfig:
         ConfigError: An architecture was asked for that is not theirs.
     """
     held = start.gpt.model.config
-    if held.condition.part("sound"):
-        raise ConfigError(
-            f"{start.source} is conditioned on sound, which this version does not train"
-        )
+    kinds = [part.kind for part in held.condition.parts]
+    text = held.condition.part("text")
     values = {
         "layers": held.layers,
         "heads": held.heads,
         "width": held.width,
         "dropout": held.dropout,
         "block_size": held.block_size,
-        "condition": "label" if held.condition.part("label") else "none",
+        "condition": "none" if kinds == ["start"] else "+".join(kinds),
+        "text_tokens": text.tokens if text else 0,
         "latent_stride": held.latent_stride,
         "infill": held.infill,
     }
@@ -99,28 +89,27 @@ def settle_gpt(config: GPTTrainConfig, start: GPTStart) -> GPTTrainConfig:
 
 def gpt_architecture(
     config: GPTTrainConfig,
-    vqgan: TrainedVQGAN,
-    classes: tuple[str, ...],
+    material: GPTMaterial,
     start: GPTStart | None = None,
 ) -> GPTConfig:
-    """The GPT that fits a VQGAN and the clips it will write.
+    """The GPT that fits its VQGANs and the clips it will write.
 
     Args:
         config: Settled.
-        vqgan: With the clips of the data.
-        classes: Of the data.
+        material: What it is trained on.
         start: Weights that the GPT starts from.
 
     Raises:
         ConfigError: Vocabulary, classes, grid or block size do not fit; the message has both sides.
     """
-    options, codes = config.model, vqgan.model.config.codes
+    options, vqgan = config.model, material.vqgan
+    codes = vqgan.model.config.codes
     if options.vocab_size not in (0, codes):
         raise ConfigError(
             f"--vocab-size {options.vocab_size}, but the VQGAN has {codes} codes",
             f"leave the option out, or give {codes}",
         )
-    _, (frames, height, width) = clips_for(config.data, vqgan)
+    clip, (frames, height, width) = clips_for(config.data, vqgan)
     if options.n_unmasked not in (0, height * width):
         raise ConfigError(
             f"--n-unmasked {options.n_unmasked}, but a latent frame has {height} x {width} = "
@@ -129,11 +118,13 @@ def gpt_architecture(
         )
     stride = options.latent_stride
     grid = (-(-frames // stride), height, width)
-    layout, block_size = _layout(options.condition, classes), options.block_size
+    layout, block_size = _layout(options, material, clip.frames), options.block_size
     if start:
         held = start.gpt.model.config
-        _check_fits(start, classes, grid)
+        _check_fits(start, layout, material.classes, grid)
         layout, block_size = held.condition, held.block_size
+        if not start.resumed:
+            layout = ConditionLayout.in_order(layout.parts, options.condition_dropout)
     positions = layout.tokens + prod(grid) - 1
     if options.infills and block_size not in (0, positions):
         raise ConfigError(
@@ -170,15 +161,33 @@ def _longer_clips(options: GPTOptions, vqgan: TrainedVQGAN) -> str:
     return f"--sequence-length {frames} or more (of tats encode, for tokens)"
 
 
-def _layout(condition: str, classes: tuple[str, ...]) -> ConditionLayout:
-    if condition == "label":
-        return ConditionLayout.labels(len(classes))
-    return ConditionLayout.unconditional()
+def _layout(options: GPTOptions, material: GPTMaterial, frames: int) -> ConditionLayout:
+    """The condition: the parts that are asked for, in their fixed order."""
+    parts = []
+    if "label" in options.conditions:
+        parts.append(ConditionPart.label(len(material.classes)))
+    if text := material.text:
+        parts.append(ConditionPart.text(text.tokens, text.vocabulary, text.pad_id))
+    if sound := material.sound:
+        codes = sound.model.config.codes
+        parts.append(ConditionPart.sound(prod(sound_grid(sound, frames)), codes))
+    return ConditionLayout.in_order(parts, options.condition_dropout)
 
 
-def _check_fits(start: GPTStart, classes: tuple[str, ...], grid: tuple[int, int, int]) -> None:
-    """Classes and latent frames of the data must be those that the weights know."""
+def _check_fits(
+    start: GPTStart,
+    layout: ConditionLayout,
+    classes: tuple[str, ...],
+    grid: tuple[int, int, int],
+) -> None:
+    """Condition and latent frames of the data must be those that the weights know."""
     held = start.gpt.model.config
+    ours, theirs = layout.part("sound"), held.condition.part("sound")
+    if ours and theirs and ours.tokens != theirs.tokens:
+        raise ConfigError(
+            f"clips with {ours.tokens} tokens of sound, but {start.source} reads {theirs.tokens}",
+            _other_clips(start),
+        )
     # Published files know the number of classes only.
     unnamed = start.gpt.classes == tuple(str(number) for number in range(len(classes)))
     if held.condition.part("label") and classes != start.gpt.classes and not unnamed:

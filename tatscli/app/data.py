@@ -15,9 +15,11 @@ from tatscli.config.check import CheckConfig
 from tatscli.config.data import ClipConfig
 from tatscli.config.synth import SynthConfig
 from tatscli.core.data.clips import (
+    FRAMES,
     ClipSource,
     FixedClips,
     TrainClips,
+    Wanted,
     every_clip,
     grid_length,
     spread_clips,
@@ -39,10 +41,12 @@ class VideoClips:
     Attributes:
         index: The videos.
         clip: How clips are cut.
+        wanted: What is read of them.
     """
 
     index: VideoIndex
     clip: ClipConfig
+    wanted: Wanted = FRAMES
 
     @cached_property
     def train(self) -> ClipSource:
@@ -91,13 +95,19 @@ class VideoClips:
                 "'tats data check' names what cannot",
             )
         try:
-            return ClipSource(entries, self.index.root, self.clip)
+            return ClipSource(entries, self.index.root, self.clip, self.wanted)
         except DataError as error:
             fits = longest_clip(self.index.entries, self.clip)
-            raise DataError(error.message, length_hint(fits)) from None
+            raise DataError(error.message, error.hint or length_hint(fits)) from None
 
 
-def open_videos(root: Path, clip: ClipConfig, strict: bool, reporter: Reporter) -> VideoClips:
+def open_videos(
+    root: Path,
+    clip: ClipConfig,
+    strict: bool,
+    reporter: Reporter,
+    wanted: Wanted = FRAMES,
+) -> VideoClips:
     """Index a dataset, naming what is left out.
 
     Args:
@@ -105,18 +115,31 @@ def open_videos(root: Path, clip: ClipConfig, strict: bool, reporter: Reporter) 
         clip: How clips are cut.
         strict: Whether anything left out is an error.
         reporter: Told about progress and about what is left out.
+        wanted: What is read of the clips.
 
     Raises:
         DataError: Nothing usable is left, or ``strict`` and anything would be left out.
     """
     with reporter.task("indexing", "videos") as task:
         index = build_index(root, strict=strict, progress=lambda n, of: task.update(n, of))
-    clips = VideoClips(index, clip)
+    clips = VideoClips(index, clip, wanted)
     if clips.problems and strict:
         first = clips.problems[0]
-        raise DataError(f"{root}/{first.path}: {first.reason}", "leave out --strict")
+        raise DataError(f"{index.root / first.path}: {first.reason}", "leave out --strict")
     name_problems(clips.problems, reporter)
+    _note_silent(clips, reporter)
     return clips
+
+
+def _note_silent(clips: VideoClips, reporter: Reporter) -> None:
+    """Count the videos that lack the sound that is wanted of them."""
+    entries, wanted = clips.index.entries, clips.wanted
+    hears = wanted.sound or wanted.input == "sound"
+    mute = sum(not entry.has_sound for entry in entries)
+    if hears and mute and not wanted.needs_sound:
+        reporter.note(
+            f"{mute} of {len(entries)} videos have no sound and are taken for silent ones"
+        )
 
 
 def longest_clip(entries: Iterable[VideoEntry], clip: ClipConfig) -> int:
@@ -191,9 +214,11 @@ class CheckResult:
     """What a dataset holds, decoded to the last frame.
 
     Attributes:
-        folder: The dataset.
+        folder: The dataset, also where it is a manifest or an HDF5 file.
         training_videos: Usable videos of the training split.
         validation_videos: Usable videos of the validation split.
+        captioned: Usable videos with a caption.
+        with_sound: Usable videos with sound, of their own or beside them.
         classes: Names of the classes.
         frames: Frames decoded.
         hours: Playing time of the usable videos.
@@ -204,12 +229,14 @@ class CheckResult:
         unreadable: What cannot be opened or decoded, with the reason.
         too_short: What is shorter than a clip.
         double: Groups of files with the same content.
-        in_both_splits: Files whose content is in both splits.
+        in_both_splits: Files whose content is in both splits, and parts of a file that overlap.
     """
 
     folder: Path
     training_videos: int
     validation_videos: int
+    captioned: int
+    with_sound: int
     classes: list[str]
     frames: int
     hours: float
@@ -277,6 +304,8 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         folder=folder,
         training_videos=sum(entry.split == "train" for entry in usable),
         validation_videos=sum(entry.split == "val" for entry in usable),
+        captioned=sum(bool(entry.captions) for entry in usable),
+        with_sound=sum(entry.has_sound for entry in usable),
         classes=list(index.classes),
         frames=sum(len(entry.info.times) for entry in once),
         hours=sum(seconds.values()) / 3600,
@@ -311,20 +340,37 @@ def _decode_all(root: Path, entry: VideoEntry) -> str:
 
 def _doubles(root: Path, entries: list[VideoEntry]) -> tuple[list[str], list[str]]:
     """Groups of equal files, and those of them that are in both splits."""
-    groups: dict[bytes, dict[str, set[str]]] = {}
+    splits: dict[str, set[str]] = {}
     for entry in entries:
-        path = root / entry.path
-        if not path.is_file():
-            continue
+        if entry.kind == "file":
+            splits.setdefault(entry.path, set()).add(entry.split)
+    groups: dict[bytes, dict[str, set[str]]] = {}
+    for name, own in splits.items():
+        path = root / name
         digest = blake2b(digest_size=16)
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
-        groups.setdefault(digest.digest(), {}).setdefault(entry.path, set()).add(entry.split)
+        groups.setdefault(digest.digest(), {})[name] = own
     same = [paths for paths in groups.values() if len(paths) > 1]
     double = [" = ".join(sorted(paths)) for paths in same]
     both = [" = ".join(sorted(p)) for p in same if len(set.union(*p.values())) > 1]
-    return double, both
+    return double, both + _overlaps(entries)
+
+
+def _overlaps(entries: list[VideoEntry]) -> list[str]:
+    """Parts of one video, of which a manifest puts the same frames into both splits."""
+    trained: dict[str, list[VideoEntry]] = {}
+    for entry in entries:
+        if entry.split == "train":
+            trained.setdefault(entry.path, []).append(entry)
+    return [
+        f"{held.path}: frames {max(own.first, held.first)} to {min(own.stop, held.stop)}"
+        for held in entries
+        if held.split == "val"
+        for own in trained.get(held.path, [])
+        if max(own.first, held.first) < min(own.stop, held.stop)
+    ]
 
 
 def _counts(names: Iterable[str]) -> dict[str, int]:

@@ -236,8 +236,8 @@ def _judge(
 
 
 def _clips(videos: VideoClips, split: Any, count: int) -> tuple[Tensor, Tensor]:
-    video, label = next(iter(DataLoader(videos.spread(split, count), batch_size=count)))
-    return video, label
+    clips = next(iter(DataLoader(videos.spread(split, count), batch_size=count)))
+    return clips.video, clips.label
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from tatscli.app.data import Split, VideoClips, open_videos, problem_of
 from tatscli.app.devices import choose_device
 from tatscli.app.pictures import DEFAULT_RATE
 from tatscli.app.reporting import Reporter, Silent, Task
-from tatscli.config.data import ClipConfig, GPTDataConfig
+from tatscli.config.data import SOUND_FRAME, ClipConfig, GPTDataConfig
 from tatscli.config.encode import DecodeConfig, EncodeConfig
 from tatscli.config.files import flag
-from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan, save_vqgan
-from tatscli.core.data.clips import Clip, FixedClips
+from tatscli.config.vqgan import SOUND_CHANNELS, VIDEO_CHANNELS
+from tatscli.core.checkpoint import TrainedVQGAN, find_checkpoint, read_vqgan, save_vqgan
+from tatscli.core.data.clips import Clip, FixedClips, Wanted
 from tatscli.core.data.index import Problem
+from tatscli.core.data.text import TextTokenizer
 from tatscli.core.data.tokens import (
+    SoundTokens,
     TokenDataset,
     TokenHeader,
     TokenManifest,
@@ -35,12 +38,12 @@ from tatscli.core.files import claim_empty
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.sampling.decode import WHOLE_FRAMES, decode_stream, encode_stream
 from tatscli.core.training.placement import choose_workers
-from tatscli.errors import ConfigError, DataError
+from tatscli.errors import CheckpointError, ConfigError, DataError
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 VQGAN_FILE = "vqgan.ckpt"
-CHANNELS = 3
-"""Of a frame of a video."""
+SOUND_FILE = "sound.ckpt"
+"""The VQGANs that a token dataset holds."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class EncodeResult:
         codes_used: Codes that occur in the training split.
         codes: Codes of the codebook.
         vqgan: Fingerprint of the VQGAN.
+        sound_grid: Latent grid (t, h, w) of the sound of a clip, where it was encoded.
+        captioned: Training videos that have a caption.
         skipped: What was left out, with the reason.
     """
 
@@ -65,6 +70,8 @@ class EncodeResult:
     codes_used: int
     codes: int
     vqgan: str
+    sound_grid: tuple[int, int, int] | None
+    captioned: int
     skipped: list[str]
 
 
@@ -97,13 +104,28 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     reporter = reporter or Silent()
     options = config.encode
     device = choose_device(config.compute.device)
-    vqgan = read_vqgan(options.vqgan)
+    vqgan = of_videos(read_vqgan(options.vqgan))
     clip, grid = clips_for(config.data, vqgan)
-    videos = open_videos(config.data.data, clip, config.data.strict, reporter)
+    sound = read_sound_vqgan(options.sound_vqgan) if options.sound_vqgan else None
+    needs_sound = config.data.missing_sound == "skip" and sound is not None
+    wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
+    videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
     stride = options.stride or clip.sequence_length
     clips = {split: videos.every(split, stride) for split in SPLITS}
-    writer = TokenWriter(options.out, _header(videos, clips, vqgan, grid, stride))
+    heard = None
+    if sound:
+        note_other_rate(sound, videos.rate, reporter)
+        heard = SoundTokens(
+            fingerprint=sound.model.fingerprint(),
+            codes=sound.model.config.codes,
+            grid=sound_grid(sound, clip.frames),
+            missing=config.data.missing_sound,
+        )
+    writer = TokenWriter(options.out, _header(videos, clips, vqgan, grid, stride, heard))
     save_vqgan(TrainedVQGAN(vqgan.model, clip, videos.rate, vqgan.step), options.out / VQGAN_FILE)
+    if sound:
+        save_vqgan(replace(sound, judges={}), options.out / SOUND_FILE)
+        sound.model.to(device)
     missing = writer.missing()
     total = sum(unit.stop - unit.first for unit in missing)
     if len(missing) < len(writer.units):
@@ -112,7 +134,7 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     with reporter.task("encoding", "clips", total) as task:
         done = 0
         for unit in missing:
-            done = _encode_unit(writer, unit, clips[unit.split], vqgan, config, task, done)
+            done = _encode_unit(writer, unit, clips[unit.split], vqgan, sound, config, task, done)
     manifest = writer.finish()
     return _summary(options.out, manifest)
 
@@ -155,26 +177,108 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
 
 
 def clips_for(data: GPTDataConfig, vqgan: TrainedVQGAN) -> tuple[ClipConfig, tuple[int, int, int]]:
-    """The clips that options and a VQGAN ask for, and the latent grid of one.
+    """The clips that options and a VQGAN ask for, and the latent grid of one, or of its sound.
 
     Raises:
-        ConfigError: There are no such clips, or the VQGAN cannot downsample them, or is for sound.
+        ConfigError: There are no such clips, or the VQGAN cannot downsample them.
     """
-    if vqgan.model.config.image_channels != CHANNELS:
-        raise ConfigError(
-            f"the VQGAN is for frames of {vqgan.model.config.image_channels} channels, as of "
-            f"sound; videos have {CHANNELS}",
-            "give a VQGAN of videos",
-        )
     try:
         clip = data.clip(vqgan.clip)
-        return clip, vqgan.model.config.grid(clip.frames, clip.resolution, clip.resolution)
+        sides = SOUND_FRAME if vqgan.is_of_sound else (clip.resolution, clip.resolution)
+        return clip, vqgan.model.config.grid(clip.frames, *sides)
     except ValidationError as error:
         problem = error.errors()[0]
         option = "".join(f"{flag((str(name),))}: " for name in problem["loc"])
         raise ConfigError(option + problem["msg"].removeprefix("Value error, ")) from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def of_videos(vqgan: TrainedVQGAN) -> TrainedVQGAN:
+    """The same VQGAN, if it encodes videos.
+
+    Raises:
+        ConfigError: It does not; the message has both numbers of channels.
+    """
+    channels = vqgan.model.config.image_channels
+    if channels != VIDEO_CHANNELS:
+        raise ConfigError(
+            f"the VQGAN is for frames of {channels} channels, as of sound; videos have "
+            f"{VIDEO_CHANNELS}",
+            "give a VQGAN of videos",
+        )
+    return vqgan
+
+
+def read_sound_vqgan(path: Path) -> TrainedVQGAN:
+    """A VQGAN of sound.
+
+    Raises:
+        ConfigError: It is one of videos.
+    """
+    sound = read_vqgan(path)
+    if not sound.is_of_sound:
+        raise ConfigError(
+            f"--sound-vqgan: {find_checkpoint(path)} is a VQGAN of "
+            f"{sound.model.config.image_channels} channels; sound has {SOUND_CHANNELS}",
+            "train one with: tats vqgan train --input sound --data DIR",
+        )
+    return sound
+
+
+def check_sound_vqgan(held: TrainedVQGAN, given: TrainedVQGAN, source: Path, path: Path) -> None:
+    """Sound means to a GPT what its own VQGAN of sound made of it.
+
+    Args:
+        held: The VQGAN of sound that was trained with.
+        given: The one that was given.
+        source: Where the former is.
+        path: Where the latter is.
+
+    Raises:
+        CheckpointError: They differ; the message has both fingerprints.
+    """
+    ours, other = held.model.fingerprint(), given.model.fingerprint()
+    if ours != other:
+        raise CheckpointError(
+            f"{source} knows sound of VQGAN {ours}, but {path} is VQGAN {other}",
+            "give that one, or leave --sound-vqgan out: the checkpoint holds its own",
+        )
+
+
+def check_tokenizer(held: TextTokenizer, given: TextTokenizer, source: Path, path: Path) -> None:
+    """Texts mean to a GPT what its own tokenizer made of them; see ``check_sound_vqgan``.
+
+    Raises:
+        CheckpointError: The tokenizers differ; the message has both fingerprints.
+    """
+    if held.fingerprint != given.fingerprint:
+        raise CheckpointError(
+            f"{source} reads texts by tokenizer {held.fingerprint}, but {path} is tokenizer "
+            f"{given.fingerprint}",
+            "give that one, or leave --tokenizer out: the checkpoint holds its own",
+        )
+
+
+def sound_grid(sound: TrainedVQGAN, frames: int) -> tuple[int, int, int]:
+    """Latent grid (t, h, w) of the sound of a clip.
+
+    Raises:
+        ConfigError: The VQGAN of the sound cannot downsample so many frames.
+    """
+    try:
+        return sound.model.config.grid(frames, *SOUND_FRAME)
+    except ValueError as error:
+        raise ConfigError(f"the VQGAN of the sound does not fit: {error}") from None
+
+
+def note_other_rate(sound: TrainedVQGAN, rate: float, reporter: Reporter) -> None:
+    """Say where patches of sound last longer or shorter than those their VQGAN learnt."""
+    if sound.rate and abs(sound.rate / rate - 1) > 0.01:
+        reporter.warn(
+            f"the VQGAN of the sound was trained at {sound.rate:g} frames a second, these clips "
+            f"have {rate:g}: the sound of a frame lasts {sound.rate / rate:.2g} times as long"
+        )
 
 
 def open_tokens(folder: Path) -> TokenManifest:
@@ -237,6 +341,7 @@ def _header(
     vqgan: TrainedVQGAN,
     grid: tuple[int, int, int],
     stride: int,
+    sound: SoundTokens | None,
 ) -> TokenHeader:
     return TokenHeader(
         fingerprint=vqgan.model.fingerprint(),
@@ -248,6 +353,10 @@ def _header(
         videos={split: tuple(e.path for e in clips[split].source.entries) for split in SPLITS},
         clips={split: len(clips[split]) for split in SPLITS},
         problems=tuple(videos.problems),
+        captions={split: tuple(e.captions for e in clips[split].source.entries) for split in SPLITS}
+        if any(entry.captions for entry in videos.index.entries)
+        else {},
+        sound=sound,
     )
 
 
@@ -278,40 +387,52 @@ def _encode_unit(
     unit: TokenUnit,
     clips: FixedClips,
     vqgan: TrainedVQGAN,
+    sound: TrainedVQGAN | None,
     config: EncodeConfig,
     task: Task,
     done: int,
 ) -> int:
     """Encode and write one shard; the number of clips done in all."""
     device = next(vqgan.model.parameters()).device
-    tokens, kept, labels, problems = [], [], [], []
+    tokens: list[Tensor] = []
+    heard: list[Tensor] = []
+    kept, labels, problems = [], [], []
     number = unit.first
     for batch in _batches(_Readable(clips, unit), config, device):
-        read = []
+        read: list[Clip] = []
         for item in batch:
             if isinstance(item, Problem):
                 if config.data.strict:
                     raise DataError(f"{item.path}: {item.reason}", "leave out --strict")
                 problems.append(item)
             else:
-                read.append(item.video)
+                read.append(item)
                 labels.append(item.label)
                 kept.append(number)
             number += 1
         if read:
-            tokens.append(encode_stream(vqgan.model, torch.stack(read).to(device)).cpu())
+            videos = torch.stack([clip.video for clip in read])
+            tokens.append(encode_stream(vqgan.model, videos.to(device)).cpu())
+            if sound:
+                patches = torch.stack([clip.sound for clip in read])
+                heard.append(sound.sound_codes(patches.to(device)).cpu())
         done += len(batch)
         task.update(done)
     addresses = [clips.addresses[n] for n in kept]
     writer.write(
         unit,
-        torch.cat(tokens) if tokens else torch.empty((0, *writer.header.grid), dtype=torch.long),
+        _joined(tokens, writer.header.grid),
         labels,
         [address.entry for address in addresses],
         [clips.source.seconds(address) for address in addresses],
         problems,
+        _joined(heard, writer.header.sound.grid) if writer.header.sound else None,
     )
     return done
+
+
+def _joined(parts: list[Tensor], grid: tuple[int, int, int]) -> Tensor:
+    return torch.cat(parts) if parts else torch.empty((0, *grid), dtype=torch.long)
 
 
 def _batches(
@@ -346,5 +467,7 @@ def _summary(folder: Path, manifest: TokenManifest) -> EncodeResult:
         codes_used=int(used.sum()),
         codes=manifest.codes,
         vqgan=manifest.fingerprint,
+        sound_grid=manifest.sound.grid if manifest.sound else None,
+        captioned=sum(bool(captions) for captions in manifest.captions.get("train", ())),
         skipped=[f"{p.path}: {p.reason}" for p in problems],
     )

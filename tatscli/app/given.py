@@ -1,4 +1,6 @@
-"""Given frames: the beginnings of real videos that samples go on from, and the truth beside them.
+"""Given videos, whose beginnings samples go on from or whose class, caption and sound they share.
+
+What a video really shows is written beside its sample.
 
 Letters: B samples, C channels, T frames, H W pixels.
 """
@@ -6,16 +8,21 @@ Letters: B samples, C channels, T frames, H W pixels.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from tatscli.app.data import name_problems, spread
 from tatscli.app.reporting import Reporter
 from tatscli.config.data import ClipConfig
-from tatscli.core.data.clips import Address, ClipSource, grid_length
-from tatscli.core.data.index import SPLIT_FOLDERS, VideoEntry, build_index
-from tatscli.core.data.video import Frames, frame_files, probe, read_frames, to_float
+from tatscli.core.data.clips import Address, ClipSource, grid_length, sound_of
+from tatscli.core.data.index import (
+    SPLIT_FOLDERS,
+    VideoEntry,
+    build_index,
+    is_dataset,
+    single_video,
+)
+from tatscli.core.data.video import Frames, read_frames, to_float
 from tatscli.errors import ConfigError, DataError
 
 TRUTH_PIECE = 64
@@ -24,13 +31,13 @@ TRUTH_PIECE = 64
 
 @dataclass(frozen=True)
 class GivenClips:
-    """Videos whose first frames are given; sample i goes on from video i, in turn.
+    """Videos that are given; sample i goes with video i, in turn.
 
     Attributes:
         sources: Of each video, the one clip at its beginning, as long as a sample where the video
             is as long.
         classes: Of each video, the class that its folder names; empty where there is none.
-        frames: Frames that are given of each.
+        frames: Frames that are given of each; 0 gives what they are about alone.
     """
 
     sources: Sequence[ClipSource]
@@ -45,6 +52,20 @@ class GivenClips:
     def class_name(self, number: int) -> str:
         """The class of the video that a sample goes on from."""
         return self.classes[number % len(self.classes)]
+
+    def caption(self, number: int) -> str:
+        """The first caption of the video of a sample; empty where it has none."""
+        source = self._source(number)
+        return source.caption(Address(0, 0))
+
+    def sound(self, number: int) -> tuple[Path, float] | None:
+        """The file that the video of a sample is heard in, and the second at which it begins."""
+        source = self._source(number)
+        entry = source.entries[0]
+        if not entry.has_sound:
+            return None
+        path, offset = sound_of(source.root, entry)
+        return path, offset + float(entry.info.times[entry.first])
 
     def truth(self, number: int) -> Iterator[Frames]:
         """What the video really shows, in pieces: uint8 (T, H, W, 3), at most a sample's frames."""
@@ -79,7 +100,7 @@ def open_given(
     more than samples, some spread over them.
 
     Args:
-        path: A video, a folder of frames, or a folder of videos.
+        path: A video, a folder of frames, or a dataset.
         given: Frames that are given, as the model counts them.
         wanted: Frames of a sample.
         samples: How many samples there will be.
@@ -90,7 +111,7 @@ def open_given(
         DataError: There is no video of so many frames.
     """
     if not path.exists():
-        raise DataError(f"{path} does not exist", "give a video or a folder with --context")
+        raise DataError(f"{path} does not exist", "--context takes a video or a dataset")
     root, entries, classes = _entries(path, reporter)
     stride = clip.sample_every_n_frames
     lengths = [grid_length(entry, clip.frame_rate) // stride for entry in entries]
@@ -151,18 +172,17 @@ def _folder(entry: VideoEntry) -> str:
 
 def _entries(path: Path, reporter: Reporter) -> tuple[Path, list[VideoEntry], tuple[str, ...]]:
     """The folder where paths start, the videos that are meant, whole, and names of classes."""
-    if path.is_file() or frame_files(path):
-        info = probe(path)
-        kind: Literal["file", "frames"] = "file" if path.is_file() else "frames"
-        name = f"{path.absolute().parent.name}/{path.name}"
-        entry = VideoEntry(name, kind, "val", -1, info, 0, len(info.times))
-        return path.absolute().parent.parent, [entry], ()
+    if not is_dataset(path):
+        root, entry = single_video(path)
+        return root, [entry], ()
     with reporter.task("indexing", "videos") as task:
         index = build_index(path, progress=lambda done, of: task.update(done, of))
     name_problems(index.problems, reporter)
+    if path.is_file():  # its rows, or the videos in it, are what is meant
+        return index.root, list(index.split("val") or index.entries), index.classes
     has_splits = any(entry.path.split("/")[0] in SPLIT_FOLDERS for entry in index.entries)
     chosen = index.split("val") if has_splits else index.entries
     # Without folders of splits, two parts of one video may be in both.
     distinct = {entry.path: entry for entry in chosen}.values()
     whole = [replace(entry, first=0, stop=len(entry.info.times)) for entry in distinct]
-    return path, whole, index.classes
+    return index.root, whole, index.classes

@@ -9,6 +9,7 @@ import numpy as np
 from einops import rearrange
 from torch import Tensor
 
+from tatscli.core.data.sound import sound_picture
 from tatscli.core.data.video import Frames, tile, to_uint8, write_png, write_video
 
 STRIP_FRAMES = 8
@@ -33,6 +34,19 @@ def save_reconstructions(video: Tensor, made: Tensor, stem: Path, rate: float) -
     write_png(stem.with_suffix(".png"), strip(np.stack(pairs)))
     beside = np.concatenate([originals, copies], axis=3)
     write_video(stem.with_suffix(".mp4"), tile(beside), rate or DEFAULT_RATE)
+
+
+def save_sounds(sound: Tensor, made: Tensor, stem: Path) -> None:
+    """Write ``stem.png``: the sound of clips, each above its reconstruction.
+
+    Args:
+        sound: (B, 1, T, 64, 16) in [-0.5, 0.5].
+        made: Their reconstructions.
+        stem: File name without suffix.
+    """
+    pictures = [sound_picture(patches.cpu()) for patches in (sound, made)]
+    rows = rearrange(np.stack(pictures), "two b h w c -> (b two) 1 h w c")
+    write_png(stem.with_suffix(".png"), tile(rows, columns=1)[0])
 
 
 def save_samples(video: Tensor, stem: Path, rate: float) -> None:

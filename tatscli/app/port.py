@@ -11,20 +11,19 @@ import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tatscli import __version__
-from tatscli.app.encode import CHANNELS
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.run import RunFolder, write_atomically
-from tatscli.config.data import ClipConfig
+from tatscli.config.data import SOUND_FRAME, ClipConfig
 from tatscli.config.gpt import GPTConfig
 from tatscli.config.port import ExportConfig, ImportConfig
-from tatscli.config.vqgan import VQGANConfig
+from tatscli.config.vqgan import SOUND_CHANNELS, VIDEO_CHANNELS, VQGANConfig
 from tatscli.core.checkpoint import (
     HEADER,
     TrainedGPT,
@@ -36,15 +35,15 @@ from tatscli.core.checkpoint import (
     save_vqgan,
 )
 from tatscli.core.data.clips import Address, ClipSource, grid_length
-from tatscli.core.data.index import VideoEntry
+from tatscli.core.data.index import single_video
 from tatscli.core.data.synth import SHAPES, shape_clip
-from tatscli.core.data.video import probe, to_float
+from tatscli.core.data.video import to_float
 from tatscli.core.files import claim_empty, unwritable
 from tatscli.core.metrics.baselines import best_constant_image
 from tatscli.core.metrics.reconstruction import psnr
 from tatscli.core.models.gpt import condition_ids
 from tatscli.core.models.receptive import pools_over_time
-from tatscli.core.original import JUDGES, SOUND_FRAME, holds_gpt, is_original, read_original
+from tatscli.core.original import JUDGES, holds_gpt, is_original, read_original
 from tatscli.core.training.losses import token_loss
 from tatscli.errors import CheckpointError, ConfigError, DataError, RunError
 
@@ -281,15 +280,16 @@ def _says_padding(vqgan: Path) -> bool:
 def _clip_for(vqgan: TrainedVQGAN, check: Path | None) -> Tensor:
     """The clip a model is checked on, (1, C, T, H, W) in [-0.5, 0.5]."""
     channels = vqgan.model.config.image_channels
-    if channels == 1:
+    if channels == SOUND_CHANNELS:
         if check:
             raise ConfigError(
                 "--check takes a video, but this is the VQGAN of sound", "leave --check out"
             )
         return _generated_sound(vqgan.clip.frames)
-    if channels != CHANNELS:
+    if channels != VIDEO_CHANNELS:
         raise CheckpointError(
-            f"the VQGAN is for frames of {channels} channels; videos have {CHANNELS}, sound 1"
+            f"the VQGAN is for frames of {channels} channels; videos have "
+            f"{VIDEO_CHANNELS}, sound {SOUND_CHANNELS}"
         )
     if check:
         return _read_clip(check, vqgan.clip)
@@ -310,21 +310,19 @@ def _generated_sound(frames: int) -> Tensor:
 
 def _read_clip(path: Path, clip: ClipConfig) -> Tensor:
     """The beginning of a video as a model would be trained on it, (1, 3, T, H, W)."""
-    info = probe(path)
-    kind: Literal["file", "frames"] = "frames" if path.is_dir() else "file"
-    entry = VideoEntry(path.name, kind, "val", -1, info, 0, len(info.times))
+    root, entry = single_video(path)
     length = grid_length(entry, clip.frame_rate)
     if length < clip.sequence_length:
         raise DataError(
             f"{path} has {length} frames, a clip of this model {clip.sequence_length}",
             "give a longer one to --check, or leave it out",
         )
-    return ClipSource([entry], path.parent, clip).read(Address(0, 0)).video[None]
+    return ClipSource([entry], root, clip).read(Address(0, 0)).video[None]
 
 
 @torch.no_grad()
 def _answers(trained: TrainedVQGAN | TrainedGPT, video: Tensor) -> _Answers:
-    """Run a model on a clip; class 0 and a generated sound are its condition.
+    """Run a model on a clip; class 0, no text and a generated sound are its condition.
 
     Raises:
         CheckpointError: Its weights give values that are not finite.
@@ -340,8 +338,11 @@ def _answers(trained: TrainedVQGAN | TrainedGPT, video: Tensor) -> _Answers:
         sound = None
         if trained.sound:
             clip = _generated_sound(trained.vqgan.clip.frames)
-            sound = trained.sound.model.encode(clip).flatten(1)
-        condition = condition_ids(config.condition, 1, label, sound)
+            sound = trained.sound.sound_codes(clip).flatten(1)
+        text = None
+        if part := config.condition.part("text"):
+            text = torch.full((1, part.tokens), part.null_id)
+        condition = condition_ids(config.condition, 1, label, sound, text)
         tokens = codes[:, :: config.latent_stride].flatten(1)
         logits = trained.model(condition, tokens)
         found = _Answers(codes, trained.vqgan.model.decode(codes), tokens, logits)
@@ -460,6 +461,7 @@ def _condition(config: GPTConfig) -> str:
     names = {
         "start": "nothing",
         "label": "the class, {ids} ids",
+        "text": "text, {tokens} tokens",
         "sound": "sound, {tokens} tokens",
     }
     return " and ".join(
@@ -470,7 +472,7 @@ def _condition(config: GPTConfig) -> str:
 def _kind(trained: TrainedVQGAN | TrainedGPT) -> str:
     if isinstance(trained, TrainedGPT):
         return "gpt"
-    return "sound vqgan" if trained.model.config.image_channels == 1 else "vqgan"
+    return "sound vqgan" if trained.is_of_sound else "vqgan"
 
 
 def _discriminators(vqgan: TrainedVQGAN) -> list[str]:
@@ -512,9 +514,10 @@ def _content(trained: TrainedVQGAN | TrainedGPT) -> tuple[list[Any], dict[str, T
     """Settings of a model and of those it holds, and their tensors by name."""
     state = trained.model.state_dict()
     if isinstance(trained, TrainedVQGAN):
-        settings = [trained.model.config, trained.clip, trained.rate, trained.step]
+        model, clip = trained.model.config, trained.clip
+        settings = [model, clip, trained.rate, trained.step, trained.input_range]
         return settings, state | dict(trained.judges)
-    settings = [trained.model.config, trained.classes, trained.step]
+    settings = [trained.model.config, trained.classes, trained.step, trained.text]
     for name, held in (("vqgan", trained.vqgan), ("sound", trained.sound)):
         if held:
             its_settings, its_state = _content(held)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from tatscli.app.data import VideoClips, name_problems, open_videos, problem_of
 from tatscli.app.devices import choose_device
-from tatscli.app.encode import CHANNELS, clips_for
+from tatscli.app.encode import clips_for
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.evaluate import VQGANEvalConfig
+from tatscli.config.vqgan import VIDEO_CHANNELS
 from tatscli.core.checkpoint import read_vqgan
-from tatscli.core.data.clips import FixedClips
+from tatscli.core.data.clips import FixedClips, Wanted
 from tatscli.core.data.index import Problem
 from tatscli.core.data.synth import SHAPES, shape_clip
 from tatscli.core.data.video import to_float
@@ -98,7 +99,11 @@ def evaluate_vqgan(
     videos = scores = None
     if config.data.data is not None:
         clip, _ = clips_for(config.data, trained)
-        videos = open_videos(config.data.data, clip, config.data.strict, reporter)
+        wanted = Wanted(
+            input="sound" if trained.is_of_sound else "video",
+            needs_sound=trained.is_of_sound and config.data.missing_sound == "skip",
+        )
+        videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
         scores = _score(model, videos, config, reporter)
     if not config.eval.time:
         return VQGANEvalResult(checkpoint, trained.step, scores, None, "")
@@ -111,7 +116,7 @@ def evaluate_vqgan(
         if videos:
             reporter.note(f"no held-out clip of {frames} frames: --time measures {source}")
         video = to_float(shape_clip(SHAPES[0], side, frames, np.random.default_rng(0)))
-        video = video if channels == CHANNELS else video[:1].expand(channels, -1, -1, -1)
+        video = video if channels == VIDEO_CHANNELS else video[:1].expand(channels, -1, -1, -1)
     with reporter.task("measuring over time", "clips", 1) as task:
         found = time_agnosticity(model, video.to(_device(model)))
         task.update(1)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatscli.app.asked import SoundFile, Wishes, wishes
 from tatscli.app.devices import choose_device
 from tatscli.app.evaluate import LEAST_FRAMES, LISTING, FVDResult, evaluate_fvd
 from tatscli.app.given import GivenClips, check_given, open_given
@@ -35,6 +36,8 @@ from tatscli.config.sample import (
     SampleShortConfig,
 )
 from tatscli.core import weights
+from tatscli.core.checkpoint import find_checkpoint
+from tatscli.core.data.sound import Track
 from tatscli.core.data.video import (
     Frames,
     probe,
@@ -89,6 +92,10 @@ def sample_short(
     gpt: str | Path,
     samples: int = 4,
     *,
+    label: str = "",
+    text: str = "",
+    audio: str | Path | None = None,
+    guidance: float = 1.0,
     given: Tensor | None = None,
     seed: int = 0,
     temperature: float = 1.0,
@@ -101,7 +108,11 @@ def sample_short(
 
     Args:
         gpt: GPT run folder, checkpoint or published file.
-        samples: How many; classes, where the model has any, are taken in turn.
+        samples: How many; classes, where the model has any and none is named, are taken in turn.
+        label: Class of all samples.
+        text: What all samples show.
+        audio: File with sound that the samples follow from its beginning on.
+        guidance: How far to go beyond the condition; 1 is off.
         given: First frames that the samples go on from, float32 (samples, C, T, H, W) in
             [-0.5, 0.5], T a multiple of the VQGAN's factor in time.
         seed: Sample i depends on it and on i alone.
@@ -121,11 +132,11 @@ def sample_short(
     config = from_arguments(
         SampleShortConfig,
         sample={"gpt": gpt, "samples": samples, "seed": seed, "batch_size": batch_size},
+        condition={"label": label, "text": text, "audio": audio, "guidance": guidance},
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device},
     )
-    sampler = short_sampler(config.sample, Silent())
-    return _as_tensor(sampler, config.sample, config.filter, given, device)
+    return _as_tensor(short_sampler(config.sample, Silent()), config, given)
 
 
 def sample_long(
@@ -135,6 +146,10 @@ def sample_long(
     *,
     infill_gpt: str | Path | None = None,
     context: int = 1,
+    label: str = "",
+    text: str = "",
+    audio: str | Path | None = None,
+    guidance: float = 1.0,
     given: Tensor | None = None,
     seed: int = 0,
     temperature: float = 1.0,
@@ -148,9 +163,13 @@ def sample_long(
     Args:
         gpt: GPT run folder, checkpoint or published file.
         length: Latent frames.
-        samples: How many; classes, where the model has any, are taken in turn.
+        samples: How many; classes, where the model has any and none is named, are taken in turn.
         infill_gpt: The GPT that fills in, where ``gpt`` writes key frames.
         context: Latent frames (key frames) that each new one is generated from.
+        label: See ``sample_short``, as ``text``, ``audio`` and ``guidance``.
+        text: See there.
+        audio: See there; it goes on with the samples.
+        guidance: See there.
         given: First frames that the samples go on from, see ``sample_short``.
         seed: Sample i depends on it and on i alone.
         temperature: Divides the logits; 0 takes the likeliest token.
@@ -170,12 +189,12 @@ def sample_long(
         SampleLongConfig,
         {"temporal_sample_pos": "context"},
         sample={"gpt": gpt, "samples": samples, "seed": seed, "batch_size": batch_size},
+        condition={"label": label, "text": text, "audio": audio, "guidance": guidance},
         window={"length": length, "temporal_sample_pos": context, "infill_gpt": infill_gpt},
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device},
     )
-    sampler = long_sampler(config.sample, config.window, Silent())
-    return _as_tensor(sampler, config.sample, config.filter, given, device)
+    return _as_tensor(long_sampler(config.sample, config.window, Silent()), config, given)
 
 
 def short(config: SampleShortConfig, reporter: Reporter | None = None) -> SampleResult:
@@ -217,25 +236,24 @@ def read_samples(folder: Path) -> tuple[Tensor, list[str | None]]:
 
 
 def _as_tensor(
-    sampler: Sampler,
-    config: SampleConfig,
-    chosen: FilterConfig,
-    given: Tensor | None,
-    device: str,
+    sampler: Sampler, config: SampleShortConfig | SampleLongConfig, given: Tensor | None
 ) -> Tensor:
+    options = config.sample
     if given is not None:
         channels, side = sampler.vqgan.model.config.image_channels, sampler.vqgan.clip.resolution
-        expected = (config.samples, channels, "T", side, side)
+        expected = (options.samples, channels, "T", side, side)
         if given.ndim != 5 or (*given.shape[:2], "T", *given.shape[3:]) != expected:
             shape = ", ".join(map(str, expected))
             raise ConfigError(f"given: a clip of shape {tuple(given.shape)}, expected ({shape})")
         frames = sampler.length * sampler.factor
         check_given(given.shape[2], sampler.factor, frames, "given: T")
-    sampler.to(choose_device(device))
+    asked = _wishes(sampler, config, options.samples, None, Silent())
+    sampler.to(choose_device(config.compute.device))
     start = None if given is None else sampler.encode(given)
     made = []
+    cuts, guidance = Cuts.of(config.filter), config.condition.guidance
     with Silent().task("", "") as task:
-        for codes in sampler.batches(config, Cuts.of(chosen), task, start):
+        for codes in sampler.batches(options, cuts, task, asked, guidance, start):
             made.append(torch.cat(list(decode_stream(sampler.vqgan.model, codes)), 2).cpu())
     return torch.cat(made)
 
@@ -273,35 +291,39 @@ def _write_folder(
     if real.compute_fvd:
         _check_comparison(real, frames)
     given = _open_given(sampler, config.given, options.samples, frames, reporter)
+    asked = _wishes(sampler, config, options.samples, given, reporter)
+    options = options.model_copy(update={"samples": _count(options, asked)})
     sampler.to(choose_device(device))
-    start_codes = sampler.encode(given.videos()) if given else None
+    start_codes = sampler.encode(given.videos()) if given and given.frames else None
     folder = _new_folder(options, config.filter, kind)
-    rate = sampler.vqgan.rate or DEFAULT_RATE
+    rate = sampler.rate
     if not sampler.vqgan.rate:
         reporter.note(
             "the checkpoint does not say at how many frames per second its clips were read; files "
             f"are written at {DEFAULT_RATE:g}"
         )
     settings = _settings(kind, sampler, config)
-
-    def label(number: int) -> str | None:
-        return sampler.label(number, given.class_name(number) if given else "")
-
+    heard = _Heard(frames / rate)
     listed: list[dict[str, Any]] = []
     shown = _Shown([], [])
     total = options.samples * sampler.tokens
     with reporter.task(f"sampling {options.samples} videos", "tokens", total) as task:
-        for codes in sampler.batches(options, Cuts.of(config.filter), task, start_codes, label):
+        cuts, guidance = Cuts.of(config.filter), config.condition.guidance
+        for codes in sampler.batches(options, cuts, task, asked, guidance, start_codes):
             for one in codes:
                 number = len(listed)
-                entry: dict[str, Any] = {"index": number, "label": label(number)}
+                wish = asked(number)
+                entry: dict[str, Any] = {"index": number, **wish.listed()}
                 if given:
-                    entry["given"] = str(given.file(number))
+                    entry |= {"given": str(given.file(number)), "class": given.class_name(number)}
                 entry |= settings
                 pieces = _pieces(sampler.vqgan.model, one, frames)
-                files, start = _write_sample(folder, number, pieces, rate, options, entry)
+                track = heard.track(wish.sound)
+                files, start = _write_sample(folder, number, pieces, rate, options, entry, track)
                 if given:
-                    truth = _write_truth(folder, number, given, rate, files)
+                    place = given.sound(number)
+                    track = heard.track(SoundFile(*place) if place else None)
+                    truth = _write_truth(folder, number, given, rate, files, track)
                     if number < GRID_SAMPLES:
                         shown.truths.append(_padded(truth, start))
                 if number < GRID_SAMPLES:
@@ -333,9 +355,17 @@ def _open_given(
 ) -> GivenClips | None:
     if config.context is None:
         return None
-    check_given(config.context_frames, sampler.factor, frames)
+    if config.context_frames:
+        check_given(config.context_frames, sampler.factor, frames)
     clip, known = sampler.vqgan.clip, sampler.trained.classes
-    has_labels = sampler.trained.model.config.condition.part("label") is not None
+    layout = sampler.trained.model.config.condition
+    has_labels = layout.part("label") is not None
+    if layout.part("start") and not config.context_frames:
+        raise ConfigError(
+            f"--context without frames, but {find_checkpoint(sampler.source)} has no condition "
+            "that a video could give",
+            f"add --context-frames N, a multiple of {sampler.factor}",
+        )
     given = open_given(config.context, config.context_frames, frames, samples, clip, reporter)
     if has_labels and (unknown := sorted(set(given.classes) - set(known))):
         reporter.warn(
@@ -365,7 +395,42 @@ def _settings(
         settings["infill_step"] = sampler.infill.step
     if config.given.context_frames:
         settings["context_frames"] = config.given.context_frames
+    if config.condition.guidance != 1:
+        settings["guidance"] = config.condition.guidance
     return settings
+
+
+def _wishes(
+    sampler: Sampler,
+    config: SampleShortConfig | SampleLongConfig,
+    samples: int,
+    given: GivenClips | None,
+    reporter: Reporter,
+) -> Wishes:
+    options, asked = config.sample, config.condition
+    return wishes(asked, options.class_cond, sampler.gpts, sampler.source, samples, given, reporter)
+
+
+def _count(config: SampleConfig, asked: Wishes) -> int:
+    """How many samples to make: one of each text, if there is no word on that."""
+    is_open = "samples" not in config.model_fields_set
+    return len(asked.texts) if asked.texts and is_open else config.samples
+
+
+class _Heard:
+    """What is heard with samples of some seconds; of one file, read once for those that follow."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last: tuple[SoundFile, Track] | None = None
+
+    def track(self, sound: SoundFile | None) -> Track | None:
+        """The sound of a sample, where it has one."""
+        if sound is None:
+            return None
+        if self._last is None or self._last[0] != sound:
+            self._last = sound, sound.track(self._seconds)
+        return self._last[1]
 
 
 def _pieces(vqgan: VQGAN, codes: Tensor, frames: int) -> Iterator[Frames]:
@@ -398,6 +463,7 @@ def _write_sample(
     rate: float,
     config: SampleConfig,
     entry: dict[str, Any],
+    sound: Track | None,
 ) -> tuple[dict[str, str], Frames]:
     """Write the files of one sample; their names for the listing, and its first frames."""
     tags = {"title": f"tats sample {number}", "comment": json.dumps(entry)}
@@ -407,7 +473,9 @@ def _write_sample(
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
-                video_writer(folder / name, rate, lossless=form == "lossless", metadata=tags)
+                video_writer(
+                    folder / name, rate, lossless=form == "lossless", metadata=tags, sound=sound
+                )
             )
             for form, name in files.items()
         ]
@@ -415,12 +483,17 @@ def _write_sample(
 
 
 def _write_truth(
-    folder: Path, number: int, given: GivenClips, rate: float, files: dict[str, str]
+    folder: Path,
+    number: int,
+    given: GivenClips,
+    rate: float,
+    files: dict[str, str],
+    sound: Track | None,
 ) -> Frames:
     """Write what the video of a sample really shows; its first frames."""
     files["truth"] = f"truth/sample-{number:04}.mp4"
     tags = {"title": f"what {given.file(number)} shows"}
-    with video_writer(folder / files["truth"], rate, metadata=tags) as write:
+    with video_writer(folder / files["truth"], rate, metadata=tags, sound=sound) as write:
         return _written(given.truth(number), [write])
 
 
@@ -459,8 +532,8 @@ def _check_comparison(real: RealDataConfig, frames: int) -> None:
         )
     if real.data is None:
         raise ConfigError("--compute-fvd needs real videos", "add --data DIR")
-    if not real.data.is_dir():
-        raise DataError(f"{real.data} is no folder", "give a folder of real videos with --data")
+    if not real.data.exists():
+        raise DataError(f"{real.data} does not exist", "give real videos with --data")
     weights.locate("i3d")
 
 

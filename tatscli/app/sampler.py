@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tatscli.app.asked import Asked, window_condition
+from tatscli.app.pictures import DEFAULT_RATE
 from tatscli.app.reporting import Reporter, Silent, Task
 from tatscli.app.run import RunFolder
 from tatscli.config.sample import FilterConfig, LongFilterConfig, SampleConfig, WindowConfig
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, find_checkpoint, read_gpt
-from tatscli.core.models.gpt import GPT, condition_ids
+from tatscli.core.models.gpt import GPT
 from tatscli.core.sampling.decode import encode_stream
 from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import (
@@ -90,19 +92,23 @@ class Sampler:
             frames = hierarchical_frames(self.length, config.latent_stride)
         return frames * config.frame_tokens
 
+    @property
+    def gpts(self) -> list[TrainedGPT]:
+        """The GPTs that write."""
+        return [self.trained, *filter(None, [self.infill])]
+
+    @property
+    def rate(self) -> float:
+        """Frames per second of the samples; a guess where the checkpoint does not know."""
+        return self.vqgan.rate or DEFAULT_RATE
+
     def to(self, device: torch.device) -> None:
         """Bring the models to a device."""
-        self.trained.model.to(device)
         self.vqgan.model.to(device)
-        if self.infill:
-            self.infill.model.to(device)
-
-    def label(self, number: int, given: str = "") -> str | None:
-        """The class of a sample: that of the video it goes on from, else all in turn."""
-        if self.trained.model.config.condition.part("label") is None:
-            return None
-        known = self.trained.classes
-        return given if given in known else known[number % len(known)]
+        for gpt in self.gpts:
+            gpt.model.to(device)
+            if gpt.sound:
+                gpt.sound.model.to(device)
 
     def encode(self, videos: Iterable[Tensor]) -> Tensor:
         """Codes (k, t, h, w) of k given videos (C, T, H, W), each encoded by itself."""
@@ -115,8 +121,9 @@ class Sampler:
         config: SampleConfig,
         cuts: Cuts,
         task: Task,
+        asked: Callable[[int], Asked],
+        guidance: float = 1.0,
         given: Tensor | None = None,
-        labels: Callable[[int], str | None] | None = None,
     ) -> Iterator[Tensor]:
         """Code grids, (B, t, h, w) a batch; tells the tokens done.
 
@@ -124,10 +131,10 @@ class Sampler:
             config: Number, seed and batches of the samples.
             cuts: How tokens are chosen.
             task: Told about progress.
+            asked: What the sample of a number is to show.
+            guidance: How far to go beyond that.
             given: (k, t, h, w) codes of the first frames, which samples take in turn.
-            labels: The class of each sample by number; in turn without.
         """
-        labels = labels or self.label
         for first in range(0, config.samples, config.batch_size):
             numbers = range(first, min(first + config.batch_size, config.samples))
 
@@ -135,18 +142,20 @@ class Sampler:
                 task.update(first * self.tokens + done * count, config.samples * self.tokens)
 
             start = None if given is None else given[[n % len(given) for n in numbers]]
-            names = [labels(number) for number in numbers]
-            yield self._generate(names, Chances(config.seed, numbers), cuts, start, tell)
+            wishes = [asked(number) for number in numbers]
+            chances = Chances(config.seed, numbers)
+            yield self._generate(wishes, chances, cuts, guidance, start, tell)
 
     def _generate(
         self,
-        names: Sequence[str | None],
+        asked: Sequence[Asked],
         chances: Chances,
         cuts: Cuts,
+        guidance: float,
         given: Tensor | None,
         tell: Callable[[int], None],
     ) -> Tensor:
-        condition = _condition(self.trained, names)
+        condition = window_condition(self.trained, asked, self.rate)
         if self.infill is None:
             return generate_long(
                 self.trained.model,
@@ -157,19 +166,21 @@ class Sampler:
                 context=self.context,
                 given=given,
                 first_by=cuts.first_by,
+                guidance=guidance,
                 progress=tell,
             )
         return generate_hierarchical(
             self.trained.model,
             self.infill.model,
             condition,
-            _condition(self.infill, names),
+            window_condition(self.infill, asked, self.rate),
             chances,
             cuts.chosen_by,
             length=self.length,
             context=self.context,
             given=given,
             first_by=cuts.first_by,
+            guidance=guidance,
             progress=tell,
         )
 
@@ -247,23 +258,10 @@ def _open(config: SampleConfig, reporter: Reporter) -> tuple[TrainedGPT, Path]:
         reporter.note(f"sampling from {path}, the newest GPT run")
     trained = read_gpt(path, config.vqgan)
     model, file = trained.model.config, find_checkpoint(path)
-    kinds = ", ".join(part.kind for part in model.condition.parts)
-    if model.condition.part("sound"):
-        raise ConfigError(
-            f"{file} is conditioned on {kinds}; this version reads and checks such models but "
-            "does not sample from them yet",
-            "sample from a GPT without condition or with class labels",
-        )
     if model.infill:
         raise ConfigError(
             f"{file} fills in between latent frames that are given; it cannot begin a video",
             "give it as the second one: tats sample long --gpt KEY_FRAMES --infill-gpt INFILL",
-        )
-    if config.class_cond and model.condition.part("label") is None:
-        held = "no condition" if kinds == "start" else f"as condition: {kinds}"
-        raise ConfigError(
-            f"--class-cond, but {file} has {held}",
-            "leave the option out, or train with --condition label",
         )
     return trained, path
 
@@ -312,7 +310,7 @@ def _open_infill(
             f"{find_checkpoint(path)} is not",
             "train both with the same --condition",
         )
-    if kinds and (unknown := sorted(set(trained.classes) - set(infill.classes))):
+    if "label" in kinds and (unknown := sorted(set(trained.classes) - set(infill.classes))):
         raise ConfigError(
             f"--infill-gpt: {file} has no classes {', '.join(unknown)}",
             "train both on the same classes",
@@ -333,14 +331,6 @@ def _check_context(sampler: Sampler) -> None:
             f"{unit} that the model was trained on",
             f"give a value from 1 to {window - 1}" if window > 1 else "train on longer clips",
         )
-
-
-def _condition(trained: TrainedGPT, names: Sequence[str | None]) -> Tensor:
-    """Joint ids (B, c) of samples of these classes, on the device of the model."""
-    layout, labels = trained.model.config.condition, None
-    if layout.part("label"):
-        labels = torch.tensor([trained.classes.index(str(name)) for name in names])
-    return condition_ids(layout, len(names), labels).to(trained.model.pos_emb.device)
 
 
 def _key_frames_alone(model: GPT, path: Path) -> ConfigError:

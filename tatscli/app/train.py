@@ -11,19 +11,22 @@ import lightning.pytorch as lightning
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from tatscli.app.architecture import GPTStart, gpt_architecture, settle_gpt, settle_vqgan
+from tatscli.app.architecture import gpt_architecture, settle_gpt, settle_vqgan
 from tatscli.app.data import open_videos, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
-from tatscli.app.pictures import save_reconstructions, save_samples
+from tatscli.app.pictures import save_reconstructions, save_samples, save_sounds
 from tatscli.app.plan import TrainConfig, settle_rate
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.run import RunFolder
 from tatscli.app.training_data import (
     Content,
+    GPTStart,
     StageConfig,
     gpt_material,
     held_out,
+    must_be_heard,
     video_clips,
     videos_content,
 )
@@ -31,15 +34,13 @@ from tatscli.config.files import read_layer, resolve
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
 from tatscli.core import weights
 from tatscli.core.checkpoint import read_gpt, read_vqgan
-from tatscli.core.data.clips import Clip
+from tatscli.core.data.clips import Clip, Wanted
 from tatscli.core.data.tokens import TokenClip
-from tatscli.core.models.gpt import condition_ids
 from tatscli.core.models.perceptual import LPIPS
-from tatscli.core.original import read_original
+from tatscli.core.original import INPUT_RANGE, read_original
 from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import (
     Chances,
-    class_condition,
     generate_between,
     generate_window,
 )
@@ -194,18 +195,32 @@ def _vqgan_job(
         for text in batch_norm_notes(config.compute, placement):
             reporter.note(text)
     perceptual = LPIPS(weights.locate("vgg16")) if config.loss.perceptual_weight else None
-    videos = open_videos(config.data.data, config.data, config.data.strict, reporter)
+    data = config.data
+    is_sound = data.input == "sound"
+    wanted = Wanted(input=data.input, needs_sound=is_sound and data.missing_sound == "skip")
+    videos = open_videos(data.data, data, data.strict, reporter, wanted)
+    if is_sound:
+        must_be_heard(videos, "--input sound")
     clips = video_clips(videos, config, reporter)
     rate, shown = videos.rate, _pictured(clips)
     lightning.seed_everything(config.train.seed, verbose=False)
     module = VQGANTraining(config, config.optim.learning_rate, rate, perceptual)
     if start and (lacking := module.start_from(start)):
         reporter.note(f"{config.train.init} holds no {' and no '.join(lacking)}: new ones start")
+    if start and start.input_range != INPUT_RANGE:
+        reporter.note(
+            f"{config.train.init} was trained on values up to {start.input_range:g}; from here on "
+            f"they reach {INPUT_RANGE:g}"
+        )
 
     def draw(training: VQGANTraining, folder: Path, number: str) -> None:
         video = shown.to(training.device)
-        made = training.vqgan(video).video.clamp(-0.5, 0.5)
-        save_reconstructions(video, made, folder / f"reconstructions-{number}", rate)
+        made = training.vqgan(video).video.clamp(-INPUT_RANGE, INPUT_RANGE)
+        stem = folder / f"reconstructions-{number}"
+        if is_sound:
+            save_sounds(video, made, stem)
+        else:
+            save_reconstructions(video, made, stem, rate)
 
     return Job(config, module, clips, videos_content(videos), draw)
 
@@ -215,34 +230,50 @@ def _gpt_job(config: GPTTrainConfig, resume: Path | None, _: Placement, reporter
     if resume:
         # A run that goes on keeps its VQGAN, whatever became of the one that it was given.
         last = RunFolder.reopen(resume).last
-        start = GPTStart(last, read_gpt(last))
+        start = GPTStart(last, read_gpt(last), resumed=True)
     elif config.train.init:
         start = GPTStart(config.train.init, read_gpt(config.train.init, config.vqgan))
         config = settle_gpt(config, start)
-    vqgan, clips, classes, content = gpt_material(config, start, reporter)
-    architecture = gpt_architecture(config, vqgan, classes, start)
+    material = gpt_material(config, start, reporter)
+    clips = material.clips
+    architecture = gpt_architecture(config, material, start)
     if config.model.block_size > architecture.positions:
         reporter.note(
             f"--block-size {config.model.block_size} is larger than the {architecture.positions} "
             "positions that are used"
         )
     lightning.seed_everything(config.train.seed, verbose=False)
-    module = GPTTraining(config, architecture, vqgan, classes, config.optim.learning_rate)
+    module = GPTTraining(
+        config,
+        architecture,
+        material.vqgan,
+        material.classes,
+        config.optim.learning_rate,
+        material.text,
+        material.sound,
+    )
     if start and not resume:  # the engine loads what goes on
         module.gpt.load_state_dict(start.gpt.model.state_dict())
-    seed = config.train.seed
-    if architecture.infill:
-        draw = partial(_draw_between, seed, held_out(clips, PICTURED_CLIPS))
-    else:
-        draw = partial(_draw_samples, seed)
-    return Job(config, module, clips, content, draw)
+    draw = partial(
+        _draw_between if architecture.infill else _draw_samples,
+        config.train.seed,
+        held_out(clips, PICTURED_CLIPS),
+    )
+    return Job(config, module, clips, material.content, draw)
 
 
-def _draw_samples(seed: int, training: GPTTraining, folder: Path, number: str) -> None:
-    """Pictures of what a GPT writes."""
+def _draw_samples(
+    seed: int,
+    shown: list[Clip | TokenClip],
+    training: GPTTraining,
+    folder: Path,
+    number: str,
+) -> None:
+    """Pictures of what a GPT writes for class, caption and sound of some clips."""
     gpt, numbers = training.gpt, range(PICTURED_CLIPS)
-    condition = class_condition(gpt, len(training.classes), numbers)
-    codes = generate_window(gpt, condition, Chances(seed, numbers), PICTURED_BY)
+    # As many pictures as ever, where fewer clips are held out.
+    clips = _batch([shown[n % len(shown)] for n in numbers], training.device)
+    codes = generate_window(gpt, training.condition(clips), Chances(seed, numbers), PICTURED_BY)
     if gpt.config.latent_stride > 1:
         # Key frames are not neighbours in time, so each is decoded by itself.
         alone = training.vqgan.decode(rearrange(codes, "b t h w -> (b t) 1 h w"))
@@ -254,21 +285,27 @@ def _draw_samples(seed: int, training: GPTTraining, folder: Path, number: str) -
 
 
 def _draw_between(
-    seed: int, shown: list[Clip | TokenClip], training: GPTTraining, folder: Path, number: str
+    seed: int,
+    shown: list[Clip | TokenClip],
+    training: GPTTraining,
+    folder: Path,
+    number: str,
 ) -> None:
     """Pictures of clips, and of them with all between the first and last latent frame rewritten."""
-    gpt, vqgan, device = training.gpt, training.vqgan, training.device
-    clips = torch.stack([clip[0] for clip in shown]).to(device)
-    codes = vqgan.encode(clips) if clips.is_floating_point() else clips.long()
-    layout = gpt.config.condition
-    labels = torch.tensor([clip.label for clip in shown]) if layout.part("label") else None
-    condition = condition_ids(layout, len(codes), labels).to(device)
+    gpt, vqgan, clips = training.gpt, training.vqgan, _batch(shown, training.device)
+    codes = training.codes(clips)
     chances = Chances(seed, range(len(codes)))
     first, last = codes[:, 0], codes[:, -1]
-    middle = generate_between(gpt, condition, first, last, chances, PICTURED_BY)
+    middle = generate_between(gpt, training.condition(clips), first, last, chances, PICTURED_BY)
     written = torch.cat([first[:, None], middle, last[:, None]], dim=1)
     real, made = (vqgan.decode(grid).clamp(-0.5, 0.5) for grid in (codes, written))
     save_reconstructions(real, made, folder / f"samples-{number}", training.trained_vqgan.rate)
+
+
+def _batch(clips: list[Clip | TokenClip], device: torch.device) -> Clip | TokenClip:
+    """Clips as the loader gives them."""
+    batch: Clip | TokenClip = default_collate(clips)
+    return batch._replace(**{name: field.to(device) for name, field in batch._asdict().items()})
 
 
 def _pictured(clips: Clips) -> Tensor:

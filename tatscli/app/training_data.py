@@ -1,18 +1,31 @@
 """What a run is trained on: training and validation clips, from videos or from tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import Subset
 
-from tatscli.app.architecture import GPTStart
 from tatscli.app.data import VideoClips, decodable, name_problems, open_videos, spread
-from tatscli.app.encode import check_fingerprint, clips_for, open_tokens
+from tatscli.app.encode import (
+    SOUND_FILE,
+    SPLITS,
+    check_fingerprint,
+    check_sound_vqgan,
+    check_tokenizer,
+    clips_for,
+    note_other_rate,
+    of_videos,
+    open_tokens,
+    read_sound_vqgan,
+)
 from tatscli.app.reporting import Reporter
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
-from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan
+from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, read_vqgan
+from tatscli.core.data.clips import Wanted
+from tatscli.core.data.text import TextTokenizer, read_tokenizer, train_tokenizer
 from tatscli.core.data.tokens import TokenDataset, TokenManifest, is_token_dataset
 from tatscli.core.training.engine import Clips
 from tatscli.errors import ConfigError, DataError
@@ -34,20 +47,38 @@ class Content:
     holds: str
 
 
+class GPTStart(NamedTuple):
+    """Weights that a GPT run starts from, or goes on with.
+
+    Attributes:
+        source: Where they are.
+        gpt: The GPT with its VQGAN.
+        resumed: Whether the run goes on, with all that it was given at its start.
+    """
+
+    source: Path
+    gpt: TrainedGPT
+    resumed: bool = False
+
+
 class GPTMaterial(NamedTuple):
     """What a GPT is trained on.
 
     Attributes:
         vqgan: Whose codes it writes, with the clips of the data.
         clips: Videos to encode, or tokens.
-        classes: Names of the classes, in the order of their ids.
         content: To recognise the data.
+        classes: Names of the classes, in the order of their ids.
+        text: The tokenizer of the captions, where they are a condition.
+        sound: The VQGAN of the sound, where it is a condition.
     """
 
     vqgan: TrainedVQGAN
     clips: Clips
-    classes: tuple[str, ...]
     content: Content
+    classes: tuple[str, ...]
+    text: TextTokenizer | None
+    sound: TrainedVQGAN | None
 
 
 def gpt_material(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) -> GPTMaterial:
@@ -59,17 +90,19 @@ def gpt_material(config: GPTTrainConfig, start: GPTStart | None, reporter: Repor
         reporter: Told about problems.
 
     Raises:
-        ConfigError: There is no VQGAN, or there are no classes where they are needed.
+        ConfigError: A VQGAN is missing, or the data lacks classes, captions or sound that are
+            needed.
         DataError: The data cannot be read, or holds tokens of another VQGAN.
     """
     if is_token_dataset(config.data.data):
-        material = _tokens(config, start)
+        material = _tokens(config, start, reporter)
     else:
         material = _videos(config, start, reporter)
-    if config.model.condition == "label" and not material.classes:
+    if "label" in config.model.conditions and not material.classes:
         raise ConfigError(
-            f"--condition label, but {config.data.data} has no classes",
-            "put the videos into one folder a class, or use --condition none",
+            f"--condition {config.model.condition}, but {config.data.data} has no classes",
+            "put the videos into one folder a class, name classes in a manifest, or use another "
+            "--condition",
         )
     return material
 
@@ -78,20 +111,33 @@ def _videos(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
     if start:
         vqgan = start.gpt.vqgan
     elif config.vqgan:
-        vqgan = read_vqgan(config.vqgan)
+        vqgan = of_videos(read_vqgan(config.vqgan))
     else:
         raise ConfigError(
             f"{config.data.data} holds videos, and --vqgan is not given",
             "add --vqgan RUN, or give a token dataset that tats encode wrote",
         )
     clip, _ = clips_for(config.data, vqgan)
-    videos = open_videos(config.data.data, clip, config.data.strict, reporter)
+    sound = None
+    if "sound" in config.model.conditions:
+        sound = _sound_vqgan(config, start)
+    needs_sound = sound is not None and config.data.missing_sound == "skip"
+    wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
+    videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
+    if sound:
+        must_be_heard(videos, f"--condition {config.model.condition}")
+        note_other_rate(sound, videos.rate, reporter)
+    trained, classes = videos.train.entries, videos.index.classes
+    _note_unlabelled([entry.label for entry in trained], classes, config, start, reporter)
+    text = _tokenizer(config, start, [entry.captions for entry in trained], reporter)
+    if text:
+        videos = replace(videos, wanted=wanted._replace(text=text.encode))
     clips = video_clips(videos, config, reporter)
     vqgan = replace(vqgan, clip=clip, rate=videos.rate)
-    return GPTMaterial(vqgan, clips, videos.index.classes, videos_content(videos))
+    return GPTMaterial(vqgan, clips, videos_content(videos), classes, text, sound)
 
 
-def _tokens(config: GPTTrainConfig, start: GPTStart | None) -> GPTMaterial:
+def _tokens(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) -> GPTMaterial:
     folder = config.data.data
     manifest = open_tokens(folder)
     _check_geometry(config, manifest)
@@ -101,10 +147,145 @@ def _tokens(config: GPTTrainConfig, start: GPTStart | None) -> GPTMaterial:
     # Published files do not know the rate of their clips.
     rate = vqgan.rate or read_vqgan(folder).rate
     vqgan = replace(vqgan, clip=manifest.clip, rate=rate)
-    train, held = TokenDataset(folder, "train"), TokenDataset(folder, "val")
+    sound = None
+    if "sound" in config.model.conditions:
+        sound = _sound_of_tokens(config, start, manifest)
+    text = _tokenizer(config, start, manifest.captions.get("train", ()), reporter)
+    wanted = Wanted(text=text.encode if text else None, sound=sound is not None)
+    train, held = (TokenDataset(folder, split, wanted) for split in SPLITS)
+    _note_unlabelled(train.labels.tolist(), manifest.classes, config, start, reporter)
     chosen = spread(len(held), config.train.val_clips)
     clips = Clips(train, len(train), Subset(held, chosen))
-    return GPTMaterial(vqgan, clips, manifest.classes, _tokens_content(manifest))
+    return GPTMaterial(vqgan, clips, _tokens_content(manifest), manifest.classes, text, sound)
+
+
+def _note_unlabelled(
+    labels: Sequence[int],
+    classes: tuple[str, ...],
+    config: GPTTrainConfig,
+    start: GPTStart | None,
+    reporter: Reporter,
+) -> None:
+    """Count what has no class where others have one.
+
+    Raises:
+        ConfigError: The weights that the GPT starts from have no id for that.
+    """
+    bare = sum(label < 0 for label in labels)
+    if "label" not in config.model.conditions or not classes or not bare:
+        return
+    part = start.gpt.model.config.condition.part("label") if start else None
+    if start and part and part.null_id < 0:
+        raise ConfigError(
+            f"{bare} of {len(labels)} training entries of {config.data.data} have no class, and "
+            f"{start.source} has no id for none",
+            "give every video a class, or train a new GPT without --init",
+        )
+    reporter.note(f"{bare} of {len(labels)} training entries have no class and are learnt without")
+
+
+def _tokenizer(
+    config: GPTTrainConfig,
+    start: GPTStart | None,
+    captions: Sequence[Sequence[str]],
+    reporter: Reporter,
+) -> TextTokenizer | None:
+    """What turns captions into tokens, where they are a condition.
+
+    Args:
+        config: Settled.
+        start: Weights that the GPT starts from, whose tokenizer is kept.
+        captions: Of each training video.
+        reporter: Told about captions that are missing or cut.
+
+    Raises:
+        ConfigError: There are no captions, or another tokenizer is given than that of the weights.
+        DataError: The tokenizer cannot be read.
+    """
+    options = config.model
+    if "text" not in options.conditions:
+        return None
+    texts = [text for some in captions for text in some]
+    if not texts:
+        raise ConfigError(
+            f"--condition {options.condition}, but {config.data.data} has no captions",
+            "write a .txt beside each video, or captions into a manifest; tokens take over those "
+            "of their videos",
+        )
+    if bare := sum(not some for some in captions):
+        reporter.note(f"{bare} of {len(captions)} training videos have no caption")
+    text = start.gpt.text if start else None
+    if options.tokenizer and not (start and start.resumed):
+        given = read_tokenizer(options.tokenizer, texts, options.text_tokens)
+        if start and text:
+            check_tokenizer(text, given, start.source, options.tokenizer)
+        text = text or given
+    text = text or train_tokenizer(texts, options.text_vocabulary, options.text_tokens)
+    if long := sum(text.length(one) > text.tokens for one in texts):
+        reporter.note(
+            f"{long} of {len(texts)} captions are longer than {text.tokens} tokens and are cut; "
+            "--text-tokens sets their length"
+        )
+    return text
+
+
+def _sound_vqgan(config: GPTTrainConfig, start: GPTStart | None) -> TrainedVQGAN:
+    """The VQGAN of the sound: that of the weights, else the one that is given."""
+    held = start.gpt.sound if start else None
+    if held is None:
+        if config.sound_vqgan is None:
+            raise ConfigError(
+                f"--condition {config.model.condition} needs a VQGAN of sound",
+                "train one with tats vqgan train --input sound --data DIR, and add --sound-vqgan "
+                "RUN",
+            )
+        return read_sound_vqgan(config.sound_vqgan)
+    assert start is not None
+    if config.sound_vqgan and not start.resumed:
+        given = read_sound_vqgan(config.sound_vqgan)
+        check_sound_vqgan(held, given, start.source, config.sound_vqgan)
+    return held
+
+
+def _sound_of_tokens(
+    config: GPTTrainConfig, start: GPTStart | None, manifest: TokenManifest
+) -> TrainedVQGAN:
+    """The VQGAN that the sound of a token dataset was encoded with."""
+    folder = config.data.data
+    if manifest.sound is None:
+        raise ConfigError(
+            f"--condition {config.model.condition}, but {folder} holds no sound",
+            "encode again: tats encode --sound-vqgan RUN --out NEW",
+        )
+    file = folder / SOUND_FILE
+    sound = read_sound_vqgan(file)
+    if (fingerprint := sound.model.fingerprint()) != manifest.sound.fingerprint:
+        raise DataError(
+            f"{folder} holds sound of VQGAN {manifest.sound.fingerprint}, but {file} is VQGAN "
+            f"{fingerprint}",
+            "encode again with a new --out folder",
+        )
+    if start and start.gpt.sound:
+        check_sound_vqgan(start.gpt.sound, sound, start.source, file)
+        return start.gpt.sound
+    if config.sound_vqgan:
+        given = read_sound_vqgan(config.sound_vqgan)
+        check_sound_vqgan(sound, given, folder, config.sound_vqgan)
+    return sound
+
+
+def must_be_heard(videos: VideoClips, asked: str) -> None:
+    """Where sound is asked for, some video must have it.
+
+    Raises:
+        DataError: None has.
+    """
+    entries = videos.index.entries
+    if not any(entry.has_sound for entry in entries):
+        raise DataError(
+            f"{asked}, but none of the {len(entries)} videos of {videos.index.root} has sound",
+            "sound is a video's own track, or a .wav beside it",
+        )
 
 
 def _check_geometry(config: GPTTrainConfig, manifest: TokenManifest) -> None:

@@ -93,7 +93,10 @@ class Setting(NamedTuple):
             if alias.is_flag:
                 yield _keyword(f"alias_{alias.name}", bool, hidden, False)
             else:
-                yield _keyword(f"alias_{alias.name}", kind | None, hidden, None)
+                taken: Any = kind
+                if alias.choices:
+                    taken = Literal.__getitem__(tuple(alias.choices))
+                yield _keyword(f"alias_{alias.name}", taken | None, hidden, None)
 
     def _help(self) -> str:
         """Help text, then default and range, dim, on the same line (Typer gives them their own)."""
@@ -272,6 +275,7 @@ def _typed_layer(context: typer.Context, leaves: list[Setting], values: dict[str
         for alias in leaf.aliases:
             if _typed(context, name := f"alias_{alias.name}"):
                 value = values[name] if alias.value is UNSET else alias.value
+                value = alias.choices[value] if alias.choices else value
                 given.append((flag((alias.name,)), value))
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(f for f, _ in given)} are the same setting; give one")

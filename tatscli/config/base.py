@@ -3,6 +3,7 @@
 import ast
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -24,10 +25,12 @@ class Published:
     Attributes:
         name: The published name, without dashes in front.
         value: For a flag without value, what it sets the field to.
+        choices: Published values and ours, where they differ.
     """
 
     name: str
     value: Any = UNSET
+    choices: Mapping[str, Any] | None = None
 
     @property
     def is_flag(self) -> bool:

@@ -1,11 +1,14 @@
 """Which clips are read, and how they are cut from the videos."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from tatscli.config.base import Config, Obsolete, Published
+
+SOUND_FRAME = (64, 16)
+"""Bands and columns of the patch that holds the sound of one frame; published models agree."""
 
 _FRAME_FOLDERS = Obsolete("folders of frames are recognised by themselves")
 
@@ -43,7 +46,11 @@ class DataConfig(ClipConfig):
     OBSOLETE: ClassVar[dict[str, Obsolete]] = {"image_folder": _FRAME_FOLDERS}
 
     data: Annotated[Path, Published("data_path")]
-    """Folder of videos or of frame folders; subfolders train and test (or val) are the splits."""
+    """Folder of videos or frame folders (train and val or test in it), manifest, or HDF5 file."""
+    input: Literal["video", "sound"] = "video"
+    """What is learnt: the frames, or the sound of each, a patch of 64 bands x 16 columns."""
+    missing_sound: Literal["silence", "skip"] = "silence"
+    """Where sound is used, take videos without it for silent ones, or leave them out."""
     strict: bool = False
     """Stop at the first file that cannot be read, instead of naming and skipping it."""
 
@@ -54,7 +61,7 @@ class GPTDataConfig(Config):
     OBSOLETE: ClassVar[dict[str, Obsolete]] = {"image_folder": _FRAME_FOLDERS}
 
     data: Annotated[Path, Published("data_path")]
-    """Folder of videos or frame folders, or a token dataset that tats encode wrote."""
+    """Folder of videos or frame folders, manifest, HDF5 file, or tokens that tats encode wrote."""
     resolution: int = Field(0, ge=0)
     """Side of the square frames in pixels; 0 takes that of the VQGAN."""
     sequence_length: int = Field(0, ge=0)
@@ -63,6 +70,8 @@ class GPTDataConfig(Config):
     """Frames per second at which videos are read; 0 takes that of the VQGAN."""
     sample_every_n_frames: int = Field(0, ge=0)
     """Keep every n-th of the frames a clip spans; 0 takes that of the VQGAN."""
+    missing_sound: Literal["silence", "skip"] = "silence"
+    """Where sound is used, take videos without it for silent ones, or leave them out."""
     strict: bool = False
     """Stop at the first file that cannot be read, instead of naming and skipping it."""
 

@@ -22,6 +22,8 @@ class EncodeOptions(Config):
 
     vqgan: Annotated[Path, Published("vqvae"), Published("vqgan_ckpt")]
     """VQGAN run folder, checkpoint or published file."""
+    sound_vqgan: Annotated[Path | None, Published("stft_vqvae")] = None
+    """VQGAN of sound; with it, the sound of each clip is encoded too."""
     out: Path = Path("tokens")
     """Folder of the token dataset; an unfinished one is continued."""
     stride: int = Field(0, ge=0)

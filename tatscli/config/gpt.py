@@ -1,6 +1,8 @@
 """The GPT: what a user sets, and the architecture that a checkpoint stores."""
 
+from collections.abc import Iterable
 from math import prod
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,7 +13,7 @@ from tatscli.config.base import FILE_ONLY, Config, Obsolete, Published
 class ConditionPart(Config):
     """One part of the condition that stands before the video tokens."""
 
-    kind: Literal["start", "label", "sound"]
+    kind: Literal["start", "label", "text", "sound"]
     """What the tokens of this part mean."""
     tokens: int = Field(ge=1)
     """Positions the part takes in the sequence."""
@@ -20,7 +22,24 @@ class ConditionPart(Config):
     offset: int = Field(ge=0)
     """First of its ids in the joint vocabulary."""
     null_id: int = -1
-    """Id that stands for no condition, -1 where the part has none."""
+    """Id, counted from the offset, that fills the part where nothing is asked; -1 for none."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of training clips for which the null id stood here; at 0 it was never learnt."""
+
+    @classmethod
+    def label(cls, classes: int) -> "ConditionPart":
+        """One class label, with a null id after the classes."""
+        return cls(kind="label", tokens=1, ids=classes + 1, offset=0, null_id=classes)
+
+    @classmethod
+    def text(cls, tokens: int, vocabulary: int, pad_id: int) -> "ConditionPart":
+        """So many text tokens; no text is nothing but padding."""
+        return cls(kind="text", tokens=tokens, ids=vocabulary, offset=0, null_id=pad_id)
+
+    @classmethod
+    def sound(cls, tokens: int, codes: int) -> "ConditionPart":
+        """The codes of a clip's sound, with a null id after them."""
+        return cls(kind="sound", tokens=tokens, ids=codes + 1, offset=0, null_id=codes)
 
 
 class ConditionLayout(Config):
@@ -49,10 +68,24 @@ class ConditionLayout(Config):
         return cls(parts=(ConditionPart(kind="start", tokens=1, ids=0, offset=0),))
 
     @classmethod
+    def in_order(cls, parts: Iterable[ConditionPart], dropout: float = 0.0) -> "ConditionLayout":
+        """Parts one after the other, their ids too; the start token where there are none.
+
+        Args:
+            parts: Their offsets are set here.
+            dropout: Share of training clips for which parts that have a null id are dropped.
+        """
+        placed: list[ConditionPart] = []
+        for part in parts:
+            own = {"offset": sum(before.ids for before in placed)}
+            share = {"dropout": dropout if part.null_id >= 0 else 0.0}
+            placed.append(part.model_copy(update=own | share))
+        return cls(parts=tuple(placed)) if placed else cls.unconditional()
+
+    @classmethod
     def labels(cls, classes: int) -> "ConditionLayout":
         """One class label, with a null id after the classes."""
-        part = ConditionPart(kind="label", tokens=1, ids=classes + 1, offset=0, null_id=classes)
-        return cls(parts=(part,))
+        return cls.in_order([ConditionPart.label(classes)])
 
 
 class GPTConfig(Config):
@@ -133,7 +166,9 @@ class GPTOptions(Config):
     """GPT architecture."""
 
     OBSOLETE: ClassVar[dict[str, Obsolete]] = {
-        "spatial_length": Obsolete("the latent side follows from the resolution", is_flag=False)
+        "spatial_length": Obsolete("the latent side follows from the resolution", is_flag=False),
+        "text_cond": Obsolete("captions always become BPE tokens; --condition text asks for them"),
+        "stft_data": Obsolete("videos bring their sound along; --condition sound asks for it"),
     }
 
     layers: Annotated[int, Published("n_layer")] = Field(24, ge=1)
@@ -149,11 +184,28 @@ class GPTOptions(Config):
     block_size: int = Field(0, ge=0)
     """Positions of the model; 0 takes what condition and latent grid need."""
     condition: Annotated[
-        Literal["none", "label"],
-        Published("cond_stage_key"),
+        Literal[
+            "none",
+            "label",
+            "text",
+            "sound",
+            "label+text",
+            "label+sound",
+            "text+sound",
+            "label+text+sound",
+        ],
+        Published("cond_stage_key", choices={"label": "label", "text": "text", "stft": "sound"}),
         Published("unconditional", value="none"),
     ] = "none"
-    """What generation is conditioned on: nothing, or the class (the folder a video is in)."""
+    """What generation is conditioned on: class (folder of a video), caption, sound, or several."""
+    condition_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of clips for which each condition is dropped in training, which guidance needs."""
+    tokenizer: Path | None = None
+    """Tokenizer of the captions: a tokenizers JSON file or CLIP's list of merges."""
+    text_vocabulary: int = Field(4096, ge=300)
+    """Largest vocabulary that is learnt from the captions where no tokenizer is given."""
+    text_tokens: int = Field(0, ge=0)
+    """Tokens of a text; longer ones are cut, and 0 takes the longest caption, up to 128."""
     latent_stride: Annotated[int, Published("sample_every_n_latent_frames")] = Field(1, ge=0)
     """Keep every n-th latent frame, key frames, between which an infilling GPT writes; 1 = all."""
     infill: bool = False
@@ -165,6 +217,11 @@ class GPTOptions(Config):
     @classmethod
     def _published_off(cls, stride: int) -> int:
         return max(1, stride)
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """Kinds of the parts that the condition has."""
+        return frozenset(self.condition.split("+")) - {"none"}
 
     @property
     def infills(self) -> bool:

@@ -43,6 +43,7 @@ class SampleConfig(Config):
     OBSOLETE: ClassVar[dict[str, Obsolete]] = {
         "save_videos": Obsolete("every sample is written as a video"),
         "image_folder": Obsolete("folders of frames are recognised by themselves"),
+        "stft_data": Obsolete("--audio takes any file with sound"),
         "run": Obsolete("sets of samples differ by --seed and --name", is_flag=False),
     }
 
@@ -59,7 +60,7 @@ class SampleConfig(Config):
     batch_size: int = Field(16, ge=1)
     """Videos sampled at once; does not change them."""
     class_cond: bool = False
-    """Ask for a model with class labels; such models draw over all classes evenly."""
+    """Draw over all classes evenly, as models with class labels do where nothing is asked for."""
     seed: int = Field(0, ge=0)
     """Seed; sample i depends on it and i alone."""
     lossless: bool = False
@@ -73,18 +74,39 @@ class SampleConfig(Config):
         return name
 
 
+class ConditionConfig(Config):
+    """Condition."""
+
+    ALTERNATIVES: ClassVar = (("text", "texts"),)
+
+    label: str = ""
+    """Class of all samples, by name."""
+    text: str = ""
+    """Text that describes all samples."""
+    texts: Path | None = None
+    """File of texts, one a line, that the samples take in turn; by default one sample each."""
+    audio: Path | None = None
+    """File with sound, from whose beginning on the samples follow it."""
+    guidance: float = Field(1.0, ge=0)
+    """How far to go beyond the condition, away from what comes without it; 1 is off."""
+    tokenizer: Path | None = None
+    """Tokenizer, as a check; by default the one the GPT was trained with, which its file holds."""
+    sound_vqgan: Annotated[Path | None, Published("stft_vqgan_ckpt")] = None
+    """VQGAN of sound, as a check; by default the one that the file of the GPT holds."""
+
+
 class ContextConfig(Config):
-    """Given frames."""
+    """Given videos."""
 
     context: Path | None = None
-    """Video, or folder of videos, that the samples go on from."""
+    """Video, or dataset, whose frames, and class, caption and sound, samples are given."""
     context_frames: int = Field(0, ge=0)
-    """Frames that are given of each; a multiple of the VQGAN's factor in time."""
+    """Frames given of each, a multiple of the VQGAN's factor in time; 0 gives the rest alone."""
 
     @model_validator(mode="after")
-    def _both_or_neither(self) -> "ContextConfig":
-        if (self.context is None) != (self.context_frames == 0):
-            raise ValueError("give --context VIDEO and --context-frames N together")
+    def _frames_of_something(self) -> "ContextConfig":
+        if self.context is None and self.context_frames:
+            raise ValueError("--context-frames needs --context VIDEO")
         return self
 
 
@@ -107,6 +129,7 @@ class SampleShortConfig(Config):
     """Everything that sampling one window needs."""
 
     sample: SampleConfig = Field(default_factory=SampleConfig)
+    condition: ConditionConfig = Field(default_factory=ConditionConfig)
     given: ContextConfig = Field(default_factory=ContextConfig)
     filter: FilterConfig = Field(default_factory=FilterConfig)
     real: RealDataConfig = Field(default_factory=RealDataConfig)
@@ -135,6 +158,7 @@ class SampleLongConfig(Config):
 
     sample: SampleConfig = Field(default_factory=SampleConfig)
     window: WindowConfig = Field(default_factory=WindowConfig)
+    condition: ConditionConfig = Field(default_factory=ConditionConfig)
     given: ContextConfig = Field(default_factory=ContextConfig)
     filter: LongFilterConfig = Field(default_factory=LongFilterConfig)
     real: RealDataConfig = Field(default_factory=RealDataConfig)

@@ -8,7 +8,7 @@ from tatscli.config.base import Config
 
 
 class SynthConfig(Config):
-    """Videos of moving shapes."""
+    """Videos of moving shapes, with captions and sound."""
 
     train_videos: int = Field(32, ge=1)
     """Training videos of each class."""

@@ -1,21 +1,34 @@
 """Training runs of both stages."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from tatscli.config.base import Config, Published
-from tatscli.config.data import DataConfig, GPTDataConfig
+from tatscli.config.data import SOUND_FRAME, DataConfig, GPTDataConfig
 from tatscli.config.gpt import GPTLossConfig, GPTOptions
-from tatscli.config.vqgan import VQGANConfig, VQGANLossConfig
+from tatscli.config.vqgan import (
+    SOUND_CHANNELS,
+    VIDEO_CHANNELS,
+    VQGANConfig,
+    VQGANLossConfig,
+)
 
 LPIPS_SIDE = 16
 """Smallest side that leaves a pixel after the four poolings of the perceptual network."""
 
 _DECIDES_GRID = {"resolution", "sequence_length", "sample_every_n_frames", "downsample"}
 """Settings that a run takes from the weights it starts from, where they are left open."""
+
+_SOUND_RECIPE: dict[str, dict[str, Any]] = {
+    "model": {"image_channels": 1, "codes": 1024},
+    "loss": {"perceptual_weight": 0.0, "image_gan_weight": 0.0, "video_gan_weight": 0.0},
+}
+"""What a VQGAN of sound has where nothing else is asked for: the published one has no
+discriminators, and neither they nor an image network know what sounds alike."""
 
 _INTERVAL = re.compile(r"[1-9]\d*|0?\.\d*[1-9]\d*|1\.0*")
 
@@ -142,19 +155,45 @@ class VQGANTrainConfig(Config):
     train: LoopConfig = Field(default_factory=LoopConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sound_recipe(cls, values: Any) -> Any:
+        """Fill in what sound asks for; weights that a run starts from bring their own model."""
+        data = values.get("data")
+        if not isinstance(data, Mapping) or data.get("input") != "sound":
+            return values
+        starts = (values.get("train") or {}).get("init")
+        names = ("loss",) if starts else ("model", "loss")
+        filled = {name: _SOUND_RECIPE[name] | dict(values.get(name) or {}) for name in names}
+        return values | filled
+
+    @model_validator(mode="after")
+    def _one_channel_of_sound(self) -> "VQGANTrainConfig":
+        wanted = SOUND_CHANNELS if self.data.input == "sound" else VIDEO_CHANNELS
+        given = self.model.image_channels
+        if self.train.init is None and given != wanted:
+            raise ValueError(f"a VQGAN of {self.data.input} has {wanted} channels, got {given}")
+        return self
+
     @model_validator(mode="after")
     def _clip_fits_downsampling(self) -> "VQGANTrainConfig":
         given = self.data.model_fields_set | self.model.model_fields_set
         if self.train.init is None or given >= _DECIDES_GRID:
-            self.model.grid(self.data.frames, self.data.resolution, self.data.resolution)
+            self.model.grid(self.data.frames, *self.frame_sides)
         return self
+
+    @property
+    def frame_sides(self) -> tuple[int, int]:
+        """Height and width of what stands for a frame."""
+        is_sound = self.data.input == "sound"
+        return SOUND_FRAME if is_sound else (self.data.resolution, self.data.resolution)
 
     @model_validator(mode="after")
     def _frames_large_enough_for_lpips(self) -> "VQGANTrainConfig":
-        if self.loss.perceptual_weight and self.data.resolution < LPIPS_SIDE:
+        if self.loss.perceptual_weight and (side := min(self.frame_sides)) < LPIPS_SIDE:
             raise ValueError(
                 f"the perceptual loss needs frames of at least {LPIPS_SIDE} pixels, got resolution "
-                f"{self.data.resolution}; set perceptual weight 0"
+                f"{side}; set perceptual weight 0"
             )
         return self
 
@@ -165,6 +204,8 @@ class GPTTrainConfig(Config):
     data: GPTDataConfig
     vqgan: Annotated[Path | None, Published("vqvae")] = None
     """VQGAN run folder, checkpoint or published file; a token dataset brings its own."""
+    sound_vqgan: Annotated[Path | None, Published("stft_vqvae")] = None
+    """VQGAN of sound, for --condition sound; a token dataset with sound brings its own."""
     model: GPTOptions = Field(default_factory=GPTOptions)
     loss: GPTLossConfig = Field(default_factory=GPTLossConfig)
     optim: GPTOptimConfig = Field(default_factory=GPTOptimConfig)

@@ -6,6 +6,11 @@ from pydantic import Field, field_validator, model_validator
 
 from tatscli.config.base import FILE_ONLY, Config, Published
 
+VIDEO_CHANNELS = 3
+"""Channels of a frame of a video."""
+SOUND_CHANNELS = 1
+"""Channels of a patch of sound."""
+
 
 class VQGANConfig(Config):
     """VQGAN architecture."""

@@ -18,13 +18,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tatscli import __version__
-from tatscli.config.data import ClipConfig
+from tatscli.config.data import SOUND_FRAME, ClipConfig
 from tatscli.config.gpt import GPTConfig
-from tatscli.config.vqgan import VQGANConfig
+from tatscli.config.vqgan import SOUND_CHANNELS, VQGANConfig
+from tatscli.core.data.text import TextTokenizer
 from tatscli.core.files import written_whole
 from tatscli.core.models.gpt import GPT
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.original import (
+    INPUT_RANGE,
     JUDGES,
     GPTFacts,
     OriginalGPT,
@@ -70,6 +72,8 @@ class TrainedVQGAN:
         step: Steps of training.
         judges: State dicts of its discriminators in one, as far as its file holds them: keys start
             with ``image_discriminator.`` and ``video_discriminator.``.
+        input_range: Largest absolute value of what it was trained on: 0.5, but for published
+            VQGANs of sound.
     """
 
     model: VQGAN
@@ -77,12 +81,23 @@ class TrainedVQGAN:
     rate: float
     step: int
     judges: Mapping[str, Tensor] = field(default_factory=dict)
+    input_range: float = INPUT_RANGE
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """Latent grid (t, h, w) of one training clip."""
         side = self.clip.resolution
-        return self.model.config.grid(self.clip.frames, side, side)
+        sides = SOUND_FRAME if self.is_of_sound else (side, side)
+        return self.model.config.grid(self.clip.frames, *sides)
+
+    @property
+    def is_of_sound(self) -> bool:
+        """Whether what it encodes is the sound of the frames."""
+        return self.model.config.image_channels == SOUND_CHANNELS
+
+    def sound_codes(self, patches: Tensor) -> Tensor:
+        """Codes of sound: (B, 1, T, 64, 16) in [-0.5, 0.5] to (B, t, h, w)."""
+        return self.model.encode(patches * (self.input_range / INPUT_RANGE))
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class TrainedGPT:
         classes: Names of its classes.
         step: Steps of training.
         sound: The VQGAN of the sound it is conditioned on.
+        text: The tokenizer of the text it is conditioned on.
     """
 
     model: GPT
@@ -102,6 +118,7 @@ class TrainedGPT:
     classes: tuple[str, ...]
     step: int
     sound: TrainedVQGAN | None = None
+    text: TextTokenizer | None = None
 
 
 def load_vqgan(path: str | Path) -> VQGAN:
@@ -153,7 +170,7 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
     checkpoint = read_original(file)
     given = read_vqgan(vqgan) if vqgan else None
     facts: GPTFacts
-    sound = None
+    sound = text = None
     if is_original(checkpoint):
         hint = f"is {vqgan} the VQGAN it was trained with? leave out --vqgan to do without"
         with _naming(file, hint if given else ""):
@@ -171,6 +188,7 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
             )
         states = checkpoint["state_dict"]
         facts, state, step = header, part_of(states, "gpt."), header.step
+        text = header.text
         held = part_of(states, "vqgan.")
         inside = _trained_vqgan(header.vqgan, held, step, file, _judges(states))
         if header.sound:
@@ -184,7 +202,7 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
         )
     model = GPT(facts.config)
     _fill(model, state, file)
-    return TrainedGPT(model.eval(), inside, facts.classes, step, sound)
+    return TrainedGPT(model.eval(), inside, facts.classes, step, sound, text)
 
 
 def read_trained(path: Path, vqgan: Path | None = None) -> TrainedVQGAN | TrainedGPT:
@@ -196,12 +214,19 @@ def read_trained(path: Path, vqgan: Path | None = None) -> TrainedVQGAN | Traine
     return read_gpt(file, vqgan) if gpt else read_vqgan(file)
 
 
-def vqgan_header(config: VQGANConfig, clip: ClipConfig, rate: float, step: int) -> dict[str, Any]:
+def vqgan_header(
+    config: VQGANConfig,
+    clip: ClipConfig,
+    rate: float,
+    step: int,
+    input_range: float = INPUT_RANGE,
+) -> dict[str, Any]:
     """What a VQGAN checkpoint says about itself."""
     return _new_header("vqgan", step) | {
         "config": config.model_dump(mode="json"),
         "clip": _geometry(clip),
         "rate": rate,
+        "input_range": input_range,
     }
 
 
@@ -211,6 +236,7 @@ def gpt_header(
     vqgan: TrainedVQGAN,
     step: int,
     sound: TrainedVQGAN | None = None,
+    text: TextTokenizer | None = None,
 ) -> dict[str, Any]:
     """What a GPT checkpoint says about itself."""
     return _new_header("gpt", step) | {
@@ -218,13 +244,14 @@ def gpt_header(
         "classes": list(classes),
         "vqgan": _held(vqgan),
         "sound": _held(sound) if sound else None,
+        "text": text.model_dump() if text else None,
     }
 
 
 def save_vqgan(vqgan: TrainedVQGAN, file: Path) -> None:
     """Write a VQGAN alone, with its discriminators but without what continues its training."""
     state = {f"vqgan.{key}": value for key, value in vqgan.model.state_dict().items()}
-    header = vqgan_header(vqgan.model.config, vqgan.clip, vqgan.rate, vqgan.step)
+    header = vqgan_header(vqgan.model.config, vqgan.clip, vqgan.rate, vqgan.step, vqgan.input_range)
     save_atomically({HEADER: header, "state_dict": state | dict(vqgan.judges)}, file)
 
 
@@ -241,7 +268,7 @@ def save_gpt(gpt: TrainedGPT, file: Path) -> None:
     state |= gpt.vqgan.judges
     if gpt.sound:
         state |= {f"sound_{key}": value for key, value in gpt.sound.judges.items()}
-    header = gpt_header(gpt.model.config, gpt.classes, gpt.vqgan, gpt.step, gpt.sound)
+    header = gpt_header(gpt.model.config, gpt.classes, gpt.vqgan, gpt.step, gpt.sound, gpt.text)
     save_atomically({HEADER: header, "state_dict": state}, file)
 
 
@@ -260,6 +287,7 @@ def save_original(trained: TrainedVQGAN | TrainedGPT, file: Path) -> None:
             classes=trained.classes,
             vqgan=vqgan.facts,
             sound=sound.facts if sound else None,
+            text=trained.text,
         )
         state = trained.model.state_dict()
         checkpoint = published_gpt(OriginalGPT(facts, state, vqgan, sound, trained.step))
@@ -351,6 +379,7 @@ def _held(vqgan: TrainedVQGAN) -> dict[str, Any]:
         "config": vqgan.model.config.model_dump(mode="json"),
         "clip": _geometry(vqgan.clip),
         "rate": vqgan.rate,
+        "input_range": vqgan.input_range,
         "fingerprint": vqgan.model.fingerprint(),
     }
 
@@ -364,7 +393,7 @@ def _trained_vqgan(
 ) -> TrainedVQGAN:
     model = VQGAN(facts.config)
     _fill(model, state, file)
-    return TrainedVQGAN(model.eval(), facts.clip, facts.rate, step, judges or {})
+    return TrainedVQGAN(model.eval(), facts.clip, facts.rate, step, judges or {}, facts.input_range)
 
 
 def _from_original(found: OriginalVQGAN, file: Path) -> TrainedVQGAN:
@@ -373,7 +402,9 @@ def _from_original(found: OriginalVQGAN, file: Path) -> TrainedVQGAN:
 
 def _to_original(vqgan: TrainedVQGAN) -> OriginalVQGAN:
     clip = ClipConfig(**_geometry(vqgan.clip))
-    facts = VQGANFacts(config=vqgan.model.config, clip=clip, rate=vqgan.rate)
+    facts = VQGANFacts(
+        config=vqgan.model.config, clip=clip, rate=vqgan.rate, input_range=vqgan.input_range
+    )
     return OriginalVQGAN(facts, vqgan.model.state_dict(), dict(vqgan.judges), vqgan.step)
 
 

@@ -27,9 +27,10 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from tatscli.config.data import ClipConfig
+from tatscli.config.data import SOUND_FRAME, ClipConfig
 from tatscli.config.gpt import ConditionLayout, ConditionPart, GPTConfig
-from tatscli.config.vqgan import VQGANConfig
+from tatscli.config.vqgan import SOUND_CHANNELS, VQGANConfig
+from tatscli.core.data.text import TextTokenizer
 from tatscli.core.models.discriminator import PatchDiscriminator
 from tatscli.core.models.gpt import GPT, infill_mask
 from tatscli.core.models.receptive import pools_over_time
@@ -53,8 +54,10 @@ _DIMENSIONS: dict[str, Literal[2, 3]] = {"image_discriminator": 2, "video_discri
 JUDGES = tuple(_DIMENSIONS)
 """Names of the discriminators, here as in published files."""
 
-SOUND_FRAME = (64, 16)
-"""Height and width of what published models see of the sound of one frame: an STFT."""
+INPUT_RANGE = 0.5
+"""Largest absolute value of frames, and of our patches of sound."""
+PUBLISHED_SOUND_RANGE = 1.0
+"""That of the patches that published VQGANs of sound were trained on."""
 
 _FIRST_STAGE = "first_stage_model."
 _COND_STAGE = "cond_stage_model."
@@ -71,11 +74,13 @@ class VQGANFacts(BaseModel):
         config: Its architecture.
         clip: The clips it was trained on; of sound, those of the video beside it.
         rate: Frames per second of these clips, as kept; 0 where it is not known.
+        input_range: Largest absolute value of what it is trained on.
     """
 
     config: VQGANConfig
     clip: ClipConfig
     rate: float
+    input_range: float = INPUT_RANGE
 
 
 class GPTFacts(BaseModel):
@@ -86,12 +91,14 @@ class GPTFacts(BaseModel):
         classes: Names of its classes.
         vqgan: The VQGAN it writes codes for.
         sound: The VQGAN of the sound it is conditioned on.
+        text: The tokenizer of the text it is conditioned on.
     """
 
     config: GPTConfig
     classes: tuple[str, ...]
     vqgan: VQGANFacts
     sound: VQGANFacts | None = None
+    text: TextTokenizer | None = None
 
 
 @dataclass(frozen=True)
@@ -455,7 +462,12 @@ def _vqgan_facts(args: Mapping[str, Any]) -> VQGANFacts:
             "disc_layers": _argument(args, "disc_layers"),
         },
     )
-    return VQGANFacts(config=config, clip=_clip(args), rate=0.0)
+    return VQGANFacts(config=config, clip=_clip(args), rate=0.0, input_range=_range(config))
+
+
+def _range(config: VQGANConfig) -> float:
+    """Largest absolute value of what the published code shows a VQGAN."""
+    return PUBLISHED_SOUND_RANGE if config.image_channels == SOUND_CHANNELS else INPUT_RANGE
 
 
 def _gpt_facts(checkpoint: Mapping[str, Any], given: VQGANConfig | None) -> GPTFacts:
@@ -503,7 +515,10 @@ def _gpt_facts(checkpoint: Mapping[str, Any], given: VQGANConfig | None) -> GPTF
                 f"latent frame has {frame} ({grids[0][1]} x {grids[0][2]})"
             )
         _check_infill(config)
-    facts = [VQGANFacts(config=config, clip=clip, rate=0.0) for config in configs]
+    facts = [
+        VQGANFacts(config=config, clip=clip, rate=0.0, input_range=_range(config))
+        for config in configs
+    ]
     return GPTFacts(
         config=config,
         classes=classes,

@@ -57,3 +57,9 @@ def gpt_run(shared: Path, tokens: Path) -> Path:
     """A GPT with class labels, trained on the tokens."""
     config = gpt_config(tokens, shared / "gpt", model={"condition": "label"})
     return train_gpt(config).run
+
+
+@pytest.fixture(scope="module")
+def unconditional(tokens: Path, shared: Path) -> Path:
+    config = gpt_config(tokens, shared / "unconditional", train={"max_steps": 1})
+    return train_gpt(config).run

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ def mixed(data: Path, tmp_path: Path) -> Path:
     content = bytearray(first.read_bytes())
     start = content.index(b"mdat") + 4
     end = start + int.from_bytes(content[start - 8 : start - 4], "big") - 8
-    middle = start + (end - start) * 3 // 4
+    middle = start + (end - start) // 4  # beyond, there may be nothing but sound
     content[middle:end] = b"\x5a" * (end - middle)
     (circles / "corrupt.mp4").write_bytes(content)
     (circles / "empty.mp4").write_bytes(b"")
@@ -47,6 +48,7 @@ def test_a_sound_dataset_is_sound(data: Path) -> None:
     assert result.sizes == {"16x16": 6}
     assert result.rates == {"8": 6}
     assert result.clips == 4 * 3
+    assert (result.captioned, result.with_sound) == (6, 6)
 
 
 def test_everything_wrong_is_named(mixed: Path) -> None:
@@ -98,3 +100,43 @@ def test_validation_videos_that_are_too_short_are_named_with_a_length_for_both(
     fitting = clip.model_copy(update={"sequence_length": 8})
     videos = open_videos(tmp_path, fitting, False, Silent())
     assert (len(videos.train.entries), len(videos.val.entries)) == (2, 1)
+
+
+def test_captions_and_sound_are_counted_also_of_a_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    names = [f"{number}.mp4" for number in range(4)]
+    for number, name in enumerate(names):
+        write_video(folder / name, np.full((12, 16, 16, 3), 60 * number, np.uint8), 8)
+    (folder / names[0]).with_suffix(".txt").write_text("a circle")
+    (folder / names[0]).with_suffix(".wav").write_bytes(b"RIFF")
+    (folder / names[1]).with_suffix(".wav").write_bytes(b"RIFF")
+    rows = [f"{name},{'val' if n else 'train'},," for n, name in enumerate(names)]
+    rows += [f"{names[0]},val,1,a shape", "gone.mp4,,,"]
+    manifest = folder / "m.csv"
+    manifest.write_text("path,split,start,caption\n" + "\n".join(rows))
+    result = check_data(manifest, CheckConfig(sequence_length=4))
+    assert (result.training_videos, result.validation_videos) == (1, 4)
+    assert (result.captioned, result.with_sound) == (2, 3)
+    assert result.frames == 4 * 12
+    assert result.unreadable == ["gone.mp4: No such file or directory"]
+    assert result.in_both_splits == [f"{names[0]}: frames 8 to 12"]
+
+
+def test_videos_of_an_hdf5_file_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "a.h5"
+    with h5py.File(file, "w") as stored:
+        stored["train_data"] = np.zeros((9, 16, 16, 3), np.uint8)
+        stored["train_idx"] = [0, 3]
+        stored["test_data"] = np.zeros((4, 16, 16, 3), np.uint8)
+        stored["test_idx"] = [0]
+    result = check_data(file, CheckConfig(sequence_length=4))
+    assert (result.training_videos, result.validation_videos) == (2, 1)
+    assert (result.frames, result.clips, result.sizes) == (13, 1, {"16x16": 3})
+    assert result.too_short == ["train/0: has 3 frames, a clip needs 4"]
+    assert result.double == []
+    with pytest.raises(DataError, match=r"a\.h5/train/0: has 3 frames"):
+        clip = ClipConfig(resolution=16, sequence_length=4)
+        open_videos(file, clip, True, Silent())
+    videos = open_videos(file, clip, False, Silent())
+    assert videos.rate == 25
+    assert videos.spread("val", 1)[0].video.shape == (3, 4, 16, 16)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_app import Notes, encode_config, gpt_config
+from tiny_app import Notes, broken, encode_config, gpt_config
 
 from tatscli.app import encode as module
 from tatscli.app.data import VideoClips, open_videos, synthesise
@@ -95,12 +95,9 @@ def test_a_corrupt_video_is_named_and_left_out(data: Path, vqgan_run: Path, tmp_
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     (folder / "train" / "circle" / "text.mp4").write_text("no video")
-    content = bytearray(next((folder / "train" / "circle").glob("*.mp4")).read_bytes())
-    start = content.index(b"mdat") + 4
-    end = start + int.from_bytes(content[start - 8 : start - 4], "big") - 8
-    first = start + (end - start) * 3 // 4
-    content[first:end] = b"\x5a" * (end - first)
-    (folder / "train" / "circle" / "zz-broken.mp4").write_bytes(content)
+    whole = next((folder / "train" / "circle").glob("*.mp4"))
+    damaged = broken(whole, tmp_path / "mute.mp4")
+    (folder / "train" / "circle" / "zz-broken.mp4").write_bytes(damaged)
     notes = Notes()
     result = encode(encode_config(folder, tmp_path / "tokens", vqgan_run), notes)
     assert result.training_clips == 13  # its first clip can be decoded

@@ -265,9 +265,11 @@ def test_videos_too_short_to_be_given_are_named_or_passed_over(
     assert np.abs(last[:64, :64].astype(int) - 127).max() < 8
 
 
-def test_context_without_frames_is_an_error(gpt_run: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--context VIDEO and --context-frames N together"):
-        short_config(gpt_run, tmp_path, given={"context": data})
+def test_context_must_give_something(unconditional: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--context-frames needs --context VIDEO"):
+        short_config(unconditional, tmp_path, given={"context_frames": 2})
+    with pytest.raises(ConfigError, match="no condition that a video could give"):
+        module.short(short_config(unconditional, tmp_path, given={"context": data}))
 
 
 def test_published_ids_of_the_condition_become_code_zero(gpt_run: Path, tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def test_row_11_every_start_can_be_drawn_and_a_video_as_long_as_a_clip_is_one(
     clip = ClipConfig(resolution=8, sequence_length=16)
     clips = open_videos(tmp_path, clip, True, Silent()).training(0, True)
     draws = [(slot, number) for slot in range(len(clips)) for number in range(60)]
-    found = {clips.address(draw): draw for draw in draws}
+    found = {clips.address(draw)[:2]: draw for draw in draws}
     shown = sorted(levels(clips[draw].video) for draw in found.values())
     exact = list(range(5, 165, 10))
     assert shown == sorted([exact, *(list(range(10 * s, 10 * s + 160, 10)) for s in range(5))])

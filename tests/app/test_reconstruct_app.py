@@ -22,7 +22,7 @@ from tatscli.core.data.video import write_video
 from tatscli.core.metrics.baselines import best_constant_image
 from tatscli.core.metrics.reconstruction import psnr
 from tatscli.core.models.vqgan import VQGAN
-from tatscli.errors import ConfigError, DataError
+from tatscli.errors import DataError
 
 
 def evaluated(
@@ -98,14 +98,21 @@ def test_time_is_measured_on_a_held_out_clip_where_one_is_long_enough(
     assert found.time.frames == 40
 
 
-def test_sound_models_are_measured_over_time_and_refuse_videos(data: Path, tmp_path: Path) -> None:
+def test_models_of_sound_are_measured_over_time_and_on_the_sound_of_videos(
+    data: Path, tmp_path: Path
+) -> None:
     trained = read_vqgan(_saved(tmp_path, image_channels=1))
     assert trained.model.config.image_channels == 1
     found = evaluated(tmp_path / "a.ckpt", eval={"time": True}).time
     assert found is not None
     assert found.agnostic
-    with pytest.raises(ConfigError, match="frames of 1 channels, as of sound; videos have 3"):
-        evaluated(tmp_path / "a.ckpt", data={"data": data})
+    scores = evaluated(tmp_path / "a.ckpt", data={"data": data}).reconstruction
+    assert scores is not None
+    assert (scores.clips, scores.constant_image_db > 0) == (6, True)
+    mute = tmp_path / "mute"
+    write_video(mute / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 8)
+    with pytest.raises(DataError, match="no train video has sound"):
+        evaluated(tmp_path / "a.ckpt", data={"data": mute, "missing_sound": "skip"})
 
 
 def test_the_command_prints_both_parts_or_one_object(

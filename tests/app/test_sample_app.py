@@ -9,23 +9,16 @@ import av
 import numpy as np
 import pytest
 import torch
-from tiny_app import Notes, gpt_config, long_config, short_config
+from tiny_app import Notes, long_config, short_config
 
 import tatscli
 from tatscli.app import sample as module
 from tatscli.app.run import RunFolder
 from tatscli.app.sample import read_samples
 from tatscli.app.sampler import newest_gpt
-from tatscli.app.train import train_gpt
 from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.data.video import probe, read_frames, to_uint8
 from tatscli.errors import CheckpointError, ConfigError, DataError, DeviceError
-
-
-@pytest.fixture(scope="module")
-def unconditional(tokens: Path, shared: Path) -> Path:
-    config = gpt_config(tokens, shared / "unconditional", train={"max_steps": 1})
-    return train_gpt(config).run
 
 
 def frames_of(path: Path) -> np.ndarray[Any, Any]:

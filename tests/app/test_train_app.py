@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_app import Notes, encode_config, gpt_config, vqgan_config
+from tiny_app import Notes, broken, encode_config, gpt_config, vqgan_config
 
 from tatscli.app import train as module
 from tatscli.app.architecture import gpt_architecture
 from tatscli.app.devices import batch_norm_notes, placement_notes
 from tatscli.app.encode import decode, encode
+from tatscli.app.reporting import Silent
 from tatscli.app.run import RunFolder
 from tatscli.app.train import train_gpt, train_vqgan
+from tatscli.app.training_data import gpt_material
 from tatscli.config.encode import DecodeConfig
 from tatscli.config.files import read_layer, resolve
 from tatscli.config.train import ComputeConfig, GPTTrainConfig, VQGANTrainConfig
@@ -275,8 +277,8 @@ def test_key_frames_are_every_nth_latent_frame_of_a_clip(
     data: Path, vqgan_run: Path, stride: int, kept: int
 ) -> None:
     model = {"latent_stride": stride}
-    config = gpt_config(data, Path("x"), model=model, data={"sequence_length": 10})
-    architecture = gpt_architecture(config, read_vqgan(vqgan_run), ())
+    config = gpt_config(data, Path("x"), vqgan_run, model=model, data={"sequence_length": 10})
+    architecture = gpt_architecture(config, gpt_material(config, None, Silent()))
     assert (architecture.grid, architecture.latent_stride) == ((kept, 2, 2), stride)
     assert architecture.block_size == architecture.positions == 4 * kept
 
@@ -411,12 +413,7 @@ def damaged(data: Path, folder: Path) -> Path:
     """The dataset, with a second validation video of each class that breaks off in its middle."""
     shutil.copytree(data, folder)
     for file in sorted((folder / "test").rglob("*.mp4")):
-        content = bytearray(file.read_bytes())
-        start = content.index(b"mdat") + 4
-        size = int.from_bytes(content[start - 8 : start - 4], "big") - 8
-        first = start + size * 3 // 4
-        content[first : start + size] = b"\x5a" * (start + size - first)
-        (file.parent / "broken.mp4").write_bytes(content)
+        (file.parent / "broken.mp4").write_bytes(broken(file, folder / "mute.mp4"))
     return folder
 
 

@@ -10,6 +10,7 @@ import torch
 from tatscli.config.encode import EncodeConfig
 from tatscli.config.sample import SampleLongConfig, SampleShortConfig
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
+from tatscli.core.data.video import probe, read_frames, write_video
 
 Sections = Mapping[str, Any]
 COMPUTE = {"device": "cpu", "workers": 0}
@@ -97,6 +98,19 @@ def long_config(gpt: Path, out: Path, **sections: Sections) -> SampleLongConfig:
     }
     merged = {name: base.get(name, {}) | dict(values) for name, values in sections.items()}
     return SampleLongConfig.model_validate(base | merged)
+
+
+def broken(file: Path, scratch: Path) -> bytes:
+    """The frames of a video, written without sound and damaged in their last sixth."""
+    info = probe(file)
+    write_video(scratch, read_frames(file, info, range(len(info.times))), info.rate)
+    content = bytearray(scratch.read_bytes())
+    scratch.unlink()
+    start = content.index(b"mdat") + 4
+    end = start + int.from_bytes(content[start - 8 : start - 4], "big") - 8
+    first = start + (end - start) * 5 // 6
+    content[first:end] = b"\x5a" * (end - first)
+    return bytes(content)
 
 
 class Logits(NamedTuple):

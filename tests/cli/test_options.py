@@ -216,7 +216,7 @@ def test_help_shows_sentence_default_range_and_choices(tats):
     page = help_page(tats, "vqgan", "train")
     assert "Entries of the codebook. [default: 16384, >= 2, <= 65536]" in page
     assert "Compression along time, height and width; powers of two. [default: 4 8 8]" in page
-    assert "are the splits. [required]" in page
+    assert "manifest, or HDF5 file. [required]" in page
     assert "current batch. [default: --no-random-restart]" in page
     assert "<batch|group>" in page
     assert "<demo|tiny>" in page

@@ -69,6 +69,8 @@ def test_the_vqgan_line_resolves(tats):
         "sequence_length": 32,
         "frame_rate": 16.0,
         "sample_every_n_frames": 1,
+        "input": "video",
+        "missing_sound": "silence",
         "data": "DATA",
         "strict": False,
     }

@@ -1,23 +1,26 @@
 """Clips cut from videos, for training (random starts), validation and encoding (fixed ones).
 
-C channels, T frames, H W pixels; clips are float32 (C, T, H, W) in [-0.5, 0.5]. A video is read on
+C channels, T frames, H W pixels; clips are float32 (C, T, H, W) in [-0.5, 0.5], and so is the sound
+of their frames, (1, T, 64, 16). A video is read on
 its grid: its own frames, or the frames nearest in time to the ticks of a given rate. A clip spans
 `sequence_length` frames of the grid, of which every `sample_every_n_frames`-th is kept.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tatscli.config.data import ClipConfig
 from tatscli.core.data.index import Problem, VideoEntry
+from tatscli.core.data.sound import silence, sound_patches
 from tatscli.core.data.video import read_frames, to_float
 from tatscli.errors import DataError
 
@@ -30,23 +33,58 @@ Draw = tuple[int, int]
 """A slot, and the number of the sample in the whole run."""
 
 
+NOTHING = torch.empty(0)
+"""Stands for text or sound that nobody wants."""
+
+
 class Clip(NamedTuple):
     """A clip, or a batch of them once collated.
 
     Attributes:
-        video: float32 (C, T, H, W) in [-0.5, 0.5].
+        video: float32 (C, T, H, W) in [-0.5, 0.5]; of a source of sound, its patches.
         label: Class id, -1 without classes.
+        text: Ids of its caption, int64 (tokens,), where they are wanted.
+        sound: Patches of the sound of its frames, float32 (1, T, 64, 16), where they are wanted.
     """
 
     video: Tensor
     label: int
+    text: Tensor = NOTHING
+    sound: Tensor = NOTHING
+
+
+class Wanted(NamedTuple):
+    """What is read of a clip.
+
+    Attributes:
+        input: Whether ``Clip.video`` holds frames, or the sound of each.
+        text: Turns its caption into ids, where they are wanted.
+        sound: Whether the sound of its frames is wanted beside them.
+        needs_sound: Whether videos without sound are left out rather than taken for silent ones.
+    """
+
+    input: Literal["video", "sound"] = "video"
+    text: Callable[[str], Tensor] | None = None
+    sound: bool = False
+    needs_sound: bool = False
+
+
+FRAMES = Wanted()
+"""Frames and nothing else."""
 
 
 class Address(NamedTuple):
-    """Where a clip is: the number of the entry in its source, and the first frame on its grid."""
+    """Where a clip is, and how it is described.
+
+    Attributes:
+        entry: Number of the entry in its source.
+        start: The first frame on its grid.
+        caption: Any number; modulo the captions of its video, the one that is taken.
+    """
 
     entry: int
     start: int
+    caption: int = 0
 
 
 class ClipSource:
@@ -56,19 +94,36 @@ class ClipSource:
         entries: Videos of one split.
         root: The folder their paths start from.
         clip: Size, length and rate of the clips.
+        wanted: What is read of them.
 
     Attributes:
         entries: The videos that are long enough for a clip.
-        problems: Those that are not.
+        problems: Those that are not, and those without sound where it is needed.
         starts: For each entry, on how many frames of its grid a clip can start; int64, at least 1.
 
     Raises:
-        DataError: No video is long enough.
+        DataError: No video is long enough, or none has sound where it is needed.
     """
 
-    def __init__(self, entries: Sequence[VideoEntry], root: Path, clip: ClipConfig) -> None:
+    def __init__(
+        self,
+        entries: Sequence[VideoEntry],
+        root: Path,
+        clip: ClipConfig,
+        wanted: Wanted = FRAMES,
+    ) -> None:
         self.root = root
         self.clip = clip
+        self.wanted = wanted
+        mute: tuple[Problem, ...] = ()
+        if wanted.needs_sound:
+            mute = tuple(Problem(e.path, "has no sound") for e in entries if not e.has_sound)
+            if entries and len(mute) == len(entries):
+                raise DataError(
+                    f"{root}: no {entries[0].split} video has sound",
+                    "--missing-sound silence takes them for silent ones",
+                )
+            entries = [entry for entry in entries if entry.has_sound]
         lengths = [grid_length(entry, clip.frame_rate) for entry in entries]
         rate = f" at {clip.frame_rate:g} fps" if clip.frame_rate else ""
         self.problems = tuple(
@@ -89,6 +144,7 @@ class ClipSource:
             for entry, length in zip(entries, lengths, strict=True)
             if length >= clip.sequence_length
         ]
+        self.problems += mute
         self.entries = tuple(entry for entry, _ in fitting)
         self.starts: npt.NDArray[np.int64] = np.array([count for _, count in fitting], np.int64)
 
@@ -98,10 +154,34 @@ class ClipSource:
         Raises:
             DataError: It cannot be decoded.
         """
-        entry = self.entries[address.entry]
+        entry, wanted = self.entries[address.entry], self.wanted
+        if wanted.input == "sound":
+            return Clip(self.sound(address), entry.label)
         indices = self.frames(address)
         frames = read_frames(self.root / entry.path, entry.info, indices, self.clip.resolution)
-        return Clip(to_float(frames), entry.label)
+        return Clip(
+            to_float(frames),
+            entry.label,
+            wanted.text(self.caption(address)) if wanted.text else NOTHING,
+            self.sound(address) if wanted.sound else NOTHING,
+        )
+
+    def caption(self, address: Address) -> str:
+        """What is said about a clip; empty where its video has no caption."""
+        captions = self.entries[address.entry].captions
+        return captions[address.caption % len(captions)] if captions else ""
+
+    def sound(self, address: Address) -> Tensor:
+        """The sound of a clip's frames, float32 (1, T, 64, 16) in [-0.5, 0.5].
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        entry = self.entries[address.entry]
+        if not entry.has_sound:
+            return silence(self.clip.frames)
+        path, offset = sound_of(self.root, entry)
+        return sound_patches(path, self._edges(address), offset)
 
     def frames(self, address: Address) -> list[int]:
         """Positions of a clip's frames in its video's times."""
@@ -110,6 +190,24 @@ class ClipSource:
         )
         positions: list[int] = self._positions(self.entries[address.entry], ticks).tolist()
         return positions
+
+    def _edges(self, address: Address) -> npt.NDArray[np.float64]:
+        """When each frame of a clip, and the one behind its last, begins; seconds, (T + 1,).
+
+        On the grid of a rate, these are its ticks, whichever frames are nearest to them.
+        """
+        entry, every = self.entries[address.entry], self.clip.sample_every_n_frames
+        ticks = address.start + np.arange(0, self.clip.sequence_length + 1, every)
+        if self.clip.frame_rate:
+            first: float = entry.info.times[entry.first]
+            return first + ticks / self.clip.frame_rate
+        times, places = entry.info.times, entry.first + ticks
+        behind = places[-1] - len(times)
+        if behind < 0:
+            return times[places]
+        # Behind the end of the video there are no times; its mean rate goes on.
+        last = times[-1] + (behind + 1) / entry.info.rate
+        return np.append(times[places[:-1]], last)
 
     def seconds(self, address: Address) -> float:
         """The presentation time of a clip's first frame."""
@@ -126,6 +224,13 @@ class ClipSource:
         borders = (times[1:] + times[:-1]) / 2
         nearest: npt.NDArray[np.int64] = np.searchsorted(borders, wanted - 1e-6)
         return entry.first + nearest
+
+
+def sound_of(root: Path, entry: VideoEntry) -> tuple[Path, float]:
+    """The file that holds the sound of a video, and what to add to the video's times in it."""
+    if entry.sound:  # a file of its own begins with the first frame
+        return root / entry.sound, -float(entry.info.times[0])
+    return root / entry.path, 0.0
 
 
 def grid_length(entry: VideoEntry, frame_rate: float) -> int:
@@ -195,7 +300,9 @@ class TrainClips(Dataset[Clip]):
             digest = blake2b(repr(key).encode(), digest_size=8).digest()
             slot = int.from_bytes(digest, "big") % len(self.slots)
         entry, first, stop = self.slots.bounds(slot)
-        return Address(entry, int(np.random.default_rng(key).integers(first, stop)))
+        start = int(np.random.default_rng(key).integers(first, stop))
+        # Epochs draw another caption each, in turn from a place that depends on the slot.
+        return Address(entry, start, slot + number // len(self.slots))
 
     def __getitem__(self, draw: Draw) -> Clip:
         """Reads the clip of a draw.

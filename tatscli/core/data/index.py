@@ -5,23 +5,36 @@ An index is built once and kept in the user's cache, never in the dataset.
 
 import json
 import logging
+import math
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from stat import S_ISDIR, S_ISREG
+from typing import Any, Literal
 
 import numpy as np
 
+from tatscli.core.data.container import require_content
+from tatscli.core.data.hdf5 import HDF5_SUFFIXES, stored_videos
+from tatscli.core.data.manifest import (
+    MANIFEST_SUFFIXES,
+    ManifestRow,
+    clean_captions,
+    read_rows,
+)
 from tatscli.core.data.video import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     VideoInfo,
+    frame_files,
     natural_key,
     probe,
+    untimed_info,
 )
 from tatscli.core.files import written_whole
 from tatscli.errors import DataError
@@ -30,15 +43,24 @@ logger = logging.getLogger(__name__)
 
 Split = Literal["train", "val"]
 Progress = Callable[[int, int], None]
+_Beside = dict[tuple[str, str], str]
 
 HELD_OUT = 0.1
-"""Part of the videos that is validated on where the folder has no split of its own."""
+"""Part of the videos that is validated on where the dataset has no split of its own."""
 
 SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "test": "val"}
 """Folders right below a dataset that are its splits."""
 
-_FORMAT = 1
-_FIELDS = ("width", "height", "rotation", "rate", "ordered")
+SOURCES = (
+    "--data takes a folder of videos or of folders of frames, a manifest (.csv, .tsv, .jsonl) or "
+    "an HDF5 file (.h5, .hdf5)"
+)
+"""What a dataset can be, for hints."""
+
+_FORMAT = 2
+_FIELDS = ("width", "height", "rotation", "rate", "ordered", "sound")
+_CAPTIONS, _SOUND = ".txt", ".wav"  # files beside a video, of its name
+_ROUNDING = 1e-6  # seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,22 +68,32 @@ class VideoEntry:
     """A video, or the part of it that belongs to a split.
 
     Attributes:
-        path: Path below the root of the dataset, with forward slashes.
-        kind: A video file or a folder of frames.
+        path: Path below the root of the dataset, with forward slashes; a manifest may give an
+            absolute one.
+        kind: A video file, a folder of frames, or a video in an HDF5 file.
         split: Training or validation.
-        label: Class id, -1 where the dataset has no classes.
+        label: Class id, -1 where the dataset has no classes or the video has none.
         info: Times and geometry.
         first: The first frame that belongs to the split, as a position in `info.times`.
         stop: The position behind the last one.
+        captions: What the video is said to show, in one or several ways.
+        sound: Path below the root of the file with its sound; empty where that is its own track.
     """
 
     path: str
-    kind: Literal["file", "frames"]
+    kind: Literal["file", "frames", "hdf5"]
     split: Split
     label: int
     info: VideoInfo
     first: int
     stop: int
+    captions: tuple[str, ...] = ()
+    sound: str = ""
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether there is sound to it, beside it or in it."""
+        return bool(self.sound) or self.info.sound
 
 
 @dataclass(frozen=True)
@@ -77,7 +109,8 @@ class VideoIndex:
     """What a dataset holds.
 
     Attributes:
-        root: The folder that the paths of the entries start from.
+        root: What the paths of the entries start from: the folder, that of the manifest, or the
+            HDF5 file.
         entries: All videos of both splits, in natural order of their paths.
         problems: What was left out.
         classes: Names of the classes by id; empty where there are none.
@@ -95,12 +128,19 @@ class VideoIndex:
 
 @dataclass(frozen=True)
 class _Found:
-    """A video in the listing; size and mtime change with its content."""
+    """A video in the listing; size and mtime change with its content.
+
+    The files beside it are no part of what is cached. `identity` is the same for two paths to one
+    video.
+    """
 
     path: str
     kind: Literal["file", "frames"]
     size: int
     mtime: int
+    captions: str = ""
+    sound: str = ""
+    identity: Hashable = field(default=None, compare=False)
 
 
 def build_index(
@@ -108,54 +148,58 @@ def build_index(
 ) -> VideoIndex:
     """Lists a dataset, reads every video's time stamps, and assigns splits and classes.
 
-    Videos are files with a known suffix and folders that directly hold images. The folders `train`
-    and `val` (or `test`) below the root are the splits. Without them, about a tenth of each class
-    is validated on, chosen by a hash of the path; where no class has two videos, it is the last
-    tenth of every video. The folder right below the split is the class.
+    In a folder, videos are files with a known suffix and folders that directly hold images. The
+    folders `train` and `val` (or `test`) below the root are the splits. Without them, about a tenth
+    of each class is validated on, chosen by a hash of the path; where no class has two videos, it
+    is the last tenth of every video. The folder right below the split is the class. A `.txt` beside
+    a video, of its name, holds captions, one a line; a `.wav` is its sound.
+
+    A manifest names videos or parts of them with their splits, classes and captions; the captions
+    of a row go before those beside its video. Rows without a split, or all if none is for
+    validation, are divided as above, but all rows of one video stay together. Of rows for `val` and
+    `test`, the latter are left out. An HDF5 file has splits of its own; see `hdf5`.
 
     Args:
-        root: The dataset.
+        root: The dataset: a folder, a manifest (.csv, .tsv, .jsonl) or an HDF5 file (.h5, .hdf5).
         strict: Whether a video that cannot be read is an error rather than left out.
         progress: Called with the videos read and their total; not called for a cached index.
 
     Raises:
         DataError: The root is missing or unreadable, no video is left, a validation class is not
-            in the training split, or, if strict, any video cannot be read.
+            in the training split, a manifest or a file of captions or sound is wrong, or, if
+            strict, any video cannot be read.
     """
     root = root.expanduser().absolute()
-    found = _listing(root)
-    if not found:
-        raise DataError(
-            f"{root}: no videos and no folders of frames in it",
-            "--data takes a folder of video files or of folders with png or jpg frames; "
-            "'tats data synth' writes one to try",
-        )
-    infos = _load(root, found)
-    if infos is None:
-        infos = _probe_all(root, found, progress)
-        _save(root, found, infos)
-    problems = tuple(
-        Problem(video.path, info)
-        for video, info in zip(found, infos, strict=True)
-        if isinstance(info, str)
-    )
-    if problems and strict:
-        raise DataError(
-            f"{root / problems[0].path}: {problems[0].reason}",
-            "without --strict, files that cannot be read are named and left out",
-        )
-    videos = [
-        (video, info)
-        for video, info in zip(found, infos, strict=True)
-        if isinstance(info, VideoInfo)
-    ]
-    if not videos:
-        raise DataError(
-            f"{root}: none of its {len(found)} videos can be read; the first is "
-            f"{problems[0].path}: {problems[0].reason}"
-        )
-    entries, classes = _assign(root, videos)
-    return VideoIndex(root, entries, problems, classes)
+    suffix = root.suffix.lower()
+    if suffix in HDF5_SUFFIXES and root.is_file():
+        return _of_hdf5(root)
+    if suffix in MANIFEST_SUFFIXES and root.is_file():
+        return _of_manifest(root, strict, progress)
+    return _of_folder(root, strict, progress)
+
+
+def single_video(path: Path) -> tuple[Path, VideoEntry]:
+    """A video, or a folder of frames, by itself and whole, with what lies beside it.
+
+    Returns:
+        The folder that its path starts from, above its own, whose name may be a class; the entry.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    path = path.absolute()
+    root, info = path.parent.parent, probe(path)
+    found = _named(root, [f"{path.parent.name}/{path.name}"])
+    [entry] = _entries(root, [(video, info) for video in found])
+    return root, replace(entry, split="val")
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a path is a source of many videos, rather than one video or folder of frames."""
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return not frame_files(path)
+    return suffix in MANIFEST_SUFFIXES or (suffix in HDF5_SUFFIXES and path.is_file())
 
 
 def cache_folder() -> Path:
@@ -166,13 +210,168 @@ def cache_folder() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "tats"
 
 
+def _of_folder(root: Path, strict: bool, progress: Progress | None) -> VideoIndex:
+    found = _listing(root)
+    if not found:
+        raise DataError(
+            f"{root}: no videos and no folders of frames in it",
+            f"{SOURCES}; 'tats data synth' writes one to try",
+        )
+    infos = _infos(root, found, progress)
+    problems = tuple(
+        Problem(video.path, info)
+        for video, info in zip(found, infos, strict=True)
+        if isinstance(info, str)
+    )
+    _refuse_problems(root, root, problems, len(found), strict)
+    entries = _entries(
+        root,
+        [
+            (video, info)
+            for video, info in zip(found, infos, strict=True)
+            if isinstance(info, VideoInfo)
+        ],
+    )
+    assigned, classes = _assign(root, entries)
+    return VideoIndex(root, assigned, problems, classes)
+
+
+def _of_manifest(file: Path, strict: bool, progress: Progress | None) -> VideoIndex:
+    root = file.parent
+    rows = _without_tests(file, read_rows(file))
+    found = {video.path: video for video in _named(root, {row.path for row in rows})}
+    infos = dict(zip(found, _infos(root, list(found.values()), progress), strict=True))
+    problems = [Problem(path, info) for path, info in infos.items() if isinstance(info, str)]
+    parts: list[tuple[ManifestRow, VideoInfo, int, int]] = []
+    for row in rows:
+        info = infos[row.path]
+        if isinstance(info, str):
+            continue
+        first, stop = _span(row, info)
+        if first < stop:
+            parts.append((row, info, first, stop))
+        else:
+            problems.append(Problem(row.path, _empty_part(file, row, info)))
+    _refuse_problems(file, root, problems, len(problems) + len(parts), strict)
+    videos = _entries(root, [(found[row.path], info) for row, info, _, _ in parts])
+    entries = [
+        replace(video, first=first, stop=stop, captions=row.captions or video.captions)
+        for video, (row, _, first, stop) in zip(videos, parts, strict=True)
+    ]
+    rows = [row for row, _, _, _ in parts]
+    identities = [found[row.path].identity for row in rows]
+    assigned, classes = _assign_rows(file, entries, rows, identities)
+    return VideoIndex(root, assigned, tuple(problems), classes)
+
+
+def _of_hdf5(file: Path) -> VideoIndex:
+    stored = stored_videos(file)
+    entries = [
+        VideoEntry(
+            video.path,
+            "hdf5",
+            SPLIT_FOLDERS[video.part],
+            -1,
+            untimed_info(video.frames, video.width, video.height),
+            0,
+            video.frames,
+        )
+        for video in stored
+    ]
+    names = [video.label for video in stored]
+    if all(entry.split == "train" for entry in entries):
+        entries, names = _hold_out(entries, names)
+    # Labels are mostly numbers, whose order should be theirs.
+    labelled, classes = _label(file, entries, names, sorting=natural_key)
+    return VideoIndex(file, labelled, (), classes)
+
+
+def _infos(root: Path, found: Sequence[_Found], progress: Progress | None) -> list[VideoInfo | str]:
+    """What is known of each video, or why nothing is; from the cache where it is there."""
+    infos = _load(root, found)
+    if infos is None:
+        infos = _probe_all(root, found, progress)
+        _save(root, found, infos)
+    return infos
+
+
+def _refuse_problems(
+    dataset: Path, root: Path, problems: Sequence[Problem], total: int, strict: bool
+) -> None:
+    if problems and strict:
+        raise DataError(
+            f"{root / problems[0].path}: {problems[0].reason}",
+            "without --strict, files that cannot be read are named and left out",
+        )
+    if len(problems) == total:
+        raise DataError(
+            f"{dataset}: none of its {total} videos can be read; the first is "
+            f"{problems[0].path}: {problems[0].reason}"
+        )
+
+
+def _entries(root: Path, videos: Sequence[tuple[_Found, VideoInfo]]) -> list[VideoEntry]:
+    """Whole videos for training without a class, with what lies beside them."""
+
+    def read(video: _Found) -> tuple[tuple[str, ...], str]:
+        captions = _captions(root / video.captions) if video.captions else ()
+        return captions, _readable(root, video.sound) if video.sound else ""
+
+    attended = {video.path: video for video, _ in videos if video.captions or video.sound}
+    with ThreadPoolExecutor(_threads()) as pool:
+        beside = dict(zip(attended, pool.map(read, attended.values()), strict=True))
+    return [
+        VideoEntry(
+            video.path,
+            video.kind,
+            "train",
+            -1,
+            info,
+            0,
+            len(info.times),
+            *beside.get(video.path, ((), "")),
+        )
+        for video, info in videos
+    ]
+
+
+def _captions(path: Path) -> tuple[str, ...]:
+    try:
+        if not S_ISREG(path.stat().st_mode):  # reading a pipe would wait forever
+            raise DataError(f"{path}: not a regular file")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror or error}", "it has the captions of the video of its name"
+        ) from error
+    return clean_captions(text.splitlines())
+
+
+def _readable(root: Path, name: str) -> str:
+    path = root / name
+    try:
+        require_content(path)
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror or error}", "it is the sound of the video of its name"
+        ) from error
+    return name
+
+
+def _threads() -> int:
+    return min(32, os.cpu_count() or 1)
+
+
 def _listing(root: Path) -> list[_Found]:
     if not root.exists():
-        raise DataError(f"{root}: no such folder", "--data names the folder of the videos")
+        what = "file" if root.suffix.lower() in HDF5_SUFFIXES | MANIFEST_SUFFIXES else "folder"
+        raise DataError(f"{root}: no such {what}", SOURCES)
     if not root.is_dir():
-        raise DataError(f"{root}: a file, not a folder", "--data takes the folder that holds it")
+        raise DataError(f"{root}: a file, not a folder", SOURCES)
     splits = [root / name for name in _split_folders(root)]
     found: list[_Found] = []
+    beside: dict[Path, _Beside] = {}
     for top in splits or [root]:
         seen: set[str] = set()
         for folder, folders, names in os.walk(top, followlinks=True, onerror=_unreadable):
@@ -182,7 +381,8 @@ def _listing(root: Path) -> list[_Found]:
                 continue
             seen.add(real)
             folders[:] = [name for name in folders if not name.startswith(".")]
-            found += _videos_in(root, Path(folder), names)
+            beside[Path(folder)] = _files_beside(names)
+            found += _videos_in(root, Path(folder), names, beside)
     return sorted(found, key=lambda video: (natural_key(video.path), video.path))
 
 
@@ -202,7 +402,9 @@ def _split_folders(root: Path) -> list[str]:
     return present
 
 
-def _videos_in(root: Path, folder: Path, names: list[str]) -> Iterable[_Found]:
+def _videos_in(
+    root: Path, folder: Path, names: list[str], beside: Mapping[Path, _Beside]
+) -> Iterable[_Found]:
     suffixes = {name: Path(name).suffix.lower() for name in names if not name.startswith(".")}
     videos = [name for name, suffix in suffixes.items() if suffix in VIDEO_SUFFIXES]
     for name in videos:
@@ -212,11 +414,67 @@ def _videos_in(root: Path, folder: Path, names: list[str]) -> Iterable[_Found]:
             size, mtime = stat.st_size, stat.st_mtime_ns
         except OSError:  # a dangling link; probing says so
             size, mtime = 0, 0
-        yield _Found(path.relative_to(root).as_posix(), "file", size, mtime)
+        video = _Found(path.relative_to(root).as_posix(), "file", size, mtime)
+        yield _with_beside(video, path.stem, beside[folder])
     images = sum(suffix in IMAGE_SUFFIXES for suffix in suffixes.values())
     if images and not videos:  # beside videos, images are covers
-        name = folder.relative_to(root).as_posix()
-        yield _Found(name, "frames", images, folder.stat().st_mtime_ns)
+        below = folder.relative_to(root).as_posix()
+        video = _Found(below, "frames", images, folder.stat().st_mtime_ns)
+        above = beside.get(folder.parent)
+        if above is None:  # the folder is where the walk began
+            above = _files_beside(_names_in(folder.parent))
+        yield _with_beside(video, folder.name, above)
+
+
+def _named(root: Path, paths: Iterable[str]) -> list[_Found]:
+    """The listing of single videos; those that are not there are left to probing."""
+    found = []
+    beside: dict[Path, _Beside] = {}
+    for name in sorted(paths, key=lambda path: (natural_key(path), path)):
+        path = root / name
+        kind: Literal["file", "frames"] = "file"
+        try:
+            stat = path.stat()
+            size, mtime, identity = stat.st_size, stat.st_mtime_ns, (stat.st_dev, stat.st_ino)
+        except OSError:
+            found.append(_Found(name, kind, 0, 0, identity=name))
+            continue
+        if S_ISDIR(stat.st_mode):
+            kind = "frames"
+            size = sum(Path(image).suffix.lower() in IMAGE_SUFFIXES for image in _names_in(path))
+        if path.parent not in beside:
+            beside[path.parent] = _files_beside(_names_in(path.parent))
+        stem = path.name if kind == "frames" else path.stem
+        video = _Found(name, kind, size, mtime, identity=identity)
+        found.append(_with_beside(video, stem, beside[path.parent]))
+    return found
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208  # names are all that is needed
+    except OSError:  # it may be entered, but not listed
+        return []
+
+
+def _files_beside(names: Iterable[str]) -> _Beside:
+    """Files of captions and of sound in a folder, by suffix and by the name they share."""
+    found: _Beside = {}
+    for name in sorted(names):  # of a.TXT and a.txt, the latter
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122  # each name of a large dataset
+        if suffix.lower() in (_CAPTIONS, _SOUND):
+            found[stem, suffix.lower()] = name
+    return found
+
+
+def _with_beside(video: _Found, stem: str, beside: _Beside) -> _Found:
+    def path(suffix: str) -> str:
+        name = beside.get((stem, suffix), "")
+        if not name or video.path == ".":  # a folder of frames that is itself the dataset
+            return name and f"../{name}"
+        return (PurePosixPath(video.path).parent / name).as_posix()
+
+    return replace(video, captions=path(_CAPTIONS), sound=path(_SOUND)) if beside else video
 
 
 def _probe_all(
@@ -231,7 +489,7 @@ def _probe_all(
 
     infos: list[VideoInfo | str] = []
     # Threads, since libavformat works without the interpreter's lock.
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_threads()) as pool:
         for info in pool.map(attempt, found):
             infos.append(info)
             if progress is not None:
@@ -290,14 +548,10 @@ def _save(root: Path, found: Sequence[_Found], infos: Sequence[VideoInfo | str])
 
 
 def _assign(
-    root: Path, videos: Sequence[tuple[_Found, VideoInfo]]
+    root: Path, entries: list[VideoEntry]
 ) -> tuple[tuple[VideoEntry, ...], tuple[str, ...]]:
     folders = _split_folders(root)
-    entries = [
-        VideoEntry(video.path, video.kind, "train", -1, info, 0, len(info.times))
-        for video, info in videos
-    ]
-    names = [_class_name(video.path, bool(folders)) for video, _ in videos]
+    names = [_class_name(entry.path, bool(folders)) for entry in entries]
     if "val" in folders or "test" in folders:
         entries = [
             replace(entry, split=SPLIT_FOLDERS[entry.path.split("/", 1)[0]]) for entry in entries
@@ -308,22 +562,90 @@ def _assign(
         entries, names = _hold_out(entries, names)
     if not all(names):  # videos outside of any class: the folders mean something else
         return tuple(entries), ()
-    trained = {name for entry, name in zip(entries, names, strict=True) if entry.split == "train"}
-    known = sorted(trained or set(names))
-    unseen = sorted(set(names) - set(known))
+    return _label(root, entries, names)
+
+
+def _without_tests(file: Path, rows: list[ManifestRow]) -> list[ManifestRow]:
+    """The rows; as with folders, those for testing are set aside if others are for validation."""
+    tests = sum(row.split == "test" for row in rows)
+    if not tests or all(row.split != "val" for row in rows):
+        return rows
+    logger.warning("%s: it has a split val, so the %s rows of test are left out", file, tests)
+    return [row for row in rows if row.split != "test"]
+
+
+def _span(row: ManifestRow, info: VideoInfo) -> tuple[int, int]:
+    """Positions of the first frame of a row's part, and of the one behind its last."""
+    seconds = info.times - info.times[0]
+    first, stop = np.searchsorted(seconds, [row.start - _ROUNDING, row.end - _ROUNDING])
+    return int(first), int(stop)
+
+
+def _empty_part(file: Path, row: ManifestRow, info: VideoInfo) -> str:
+    last = info.times[-1] - info.times[0]
+    end = f"before {row.end:g} s" if row.end < math.inf else "later"
+    return (
+        f"no frame at {row.start:g} s or {end}, as line {row.line} of {file.name} wants; "
+        f"its last is at {last:g} s"
+    )
+
+
+def _assign_rows(
+    file: Path,
+    entries: list[VideoEntry],
+    rows: Sequence[ManifestRow],
+    identities: Sequence[Hashable],
+) -> tuple[tuple[VideoEntry, ...], tuple[str, ...]]:
+    said: dict[Hashable, set[Split]] = {}
+    for row, identity in zip(rows, identities, strict=True):
+        if row.split:
+            said.setdefault(identity, set()).add(SPLIT_FOLDERS[row.split])
+    splits: list[Split | None] = []
+    for row, identity in zip(rows, identities, strict=True):
+        of_video = said.get(identity, set())
+        if not row.split and len(of_video) > 1:
+            raise DataError(
+                f"{file}, line {row.line}: split is empty, and other rows of {row.path} are of "
+                "both splits",
+                "say which split this part belongs to",
+            )
+        splits.append(SPLIT_FOLDERS[row.split] if row.split else next(iter(of_video), None))
+    needed = "val" not in splits
+    undecided = [n for n, split in enumerate(splits) if split is None]
+    undecided = undecided or (list(range(len(splits))) if needed else [])
+    decided = sorted(set(range(len(splits))) - set(undecided))
+    held, names = _hold_out(
+        [entries[n] for n in undecided],
+        [rows[n].label for n in undecided],
+        [identities[n] for n in undecided],
+        trained={rows[n].label for n in decided if splits[n] == "train"},
+        needed=needed,
+    )
+    held += [replace(entries[n], split=splits[n] or "train") for n in decided]
+    return _label(file, held, names + [rows[n].label for n in decided])
+
+
+def _label(
+    root: Path,
+    entries: Sequence[VideoEntry],
+    names: Sequence[str],
+    sorting: Callable[[str], Any] | None = None,
+) -> tuple[tuple[VideoEntry, ...], tuple[str, ...]]:
+    """Numbers the classes by those of the training split, and orders the entries."""
+    pairs = list(zip(entries, names, strict=True))
+    trained = {name for entry, name in pairs if name and entry.split == "train"}
+    known = sorted(trained or {name for name in names if name}, key=sorting)
+    unseen = sorted({name for name in names if name} - set(known))
     if unseen:
         raise DataError(
             f"{root}: classes in the validation split without a training video: "
             f"{', '.join(unseen)}; the training split has {', '.join(known)}",
-            "add training videos of these classes, or take the folders out of the validation split",
+            "add training videos of these classes, or take theirs out of the validation split",
         )
-    labels = {name: label for label, name in enumerate(known)}
-    return (
-        tuple(
-            replace(entry, label=labels[name]) for entry, name in zip(entries, names, strict=True)
-        ),
-        tuple(known),
-    )
+    labels = {"": -1} | {name: label for label, name in enumerate(known)}
+    labelled = [replace(entry, label=labels[name]) for entry, name in pairs]
+    labelled.sort(key=lambda entry: (natural_key(entry.path), entry.path, entry.first))
+    return tuple(labelled), tuple(known)
 
 
 def _class_name(path: str, has_splits: bool) -> str:
@@ -331,36 +653,95 @@ def _class_name(path: str, has_splits: bool) -> str:
     return parts[0] if len(parts) > 1 else ""
 
 
-def _hold_out(entries: list[VideoEntry], names: list[str]) -> tuple[list[VideoEntry], list[str]]:
-    """Puts a tenth of every class into the validation split.
+def _hold_out(
+    entries: list[VideoEntry],
+    names: list[str],
+    identities: Sequence[Hashable] | None = None,
+    trained: Iterable[str] = (),
+    needed: bool = True,
+) -> tuple[list[VideoEntry], list[str]]:
+    """Puts a tenth of the videos of every class into the validation split.
 
     Within a class, videos are ordered by a hash of their paths and spread evenly over [0, 1), with
     a random offset for each class; those below 0.1 are held out. So small classes are not all
-    held out from, and together they still give a tenth.
+    held out from, and together they still give a tenth. A class keeps a training video.
+
+    Args:
+        entries: Videos or parts of videos, all for training.
+        names: Their classes.
+        identities: Tells which are of one video, and stay together; by default, none are.
+        trained: Classes that have other training videos.
+        needed: Whether something must be held out; else there are other videos for validation.
+
+    Returns:
+        The entries and their classes. Where something must be held out and no class can spare a
+        video, they are the first nine tenths and the last tenth of every video.
     """
-    members: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        members.setdefault(name, []).append(number)
-    places = {
-        number: (rank + _fraction(f"class {name}")) / len(group)
-        for name, group in members.items()
-        if len(group) > 1
-        for rank, number in enumerate(sorted(group, key=lambda n: _fraction(entries[n].path)))
-    }
-    if not places:
-        pairs = [part for entry in entries for part in _last_tenth(entry)]
-        return pairs, [name for name in names for _ in range(2)]
-    held = {number for number, place in places.items() if place < HELD_OUT}
-    held = held or {min(places, key=lambda number: places[number])}
+    videos: dict[Hashable, list[int]] = {}
+    for number in range(len(entries)):
+        videos.setdefault(identities[number] if identities else number, []).append(number)
+    shown = {video: {names[n] for n in numbers} for video, numbers in videos.items()}
+    places = _places(
+        {video: (entries[numbers[0]].path, names[numbers[0]]) for video, numbers in videos.items()}
+    )
+    left = Counter(set(trained))
+    for own in shown.values():
+        left.update(own)
+    held: set[int] = set()
+    for video in sorted(places, key=lambda video: places[video]):
+        if places[video] >= HELD_OUT and (held or not needed):
+            break
+        if all(left[name] > 1 for name in shown[video]):
+            left.subtract(shown[video])
+            held.update(videos[video])
+    if needed and not held:
+        pairs = [part for numbers in videos.values() for part in _last_tenths(entries, numbers)]
+        return [entry for entry, _ in pairs], [names[number] for _, number in pairs]
     return [
         replace(entry, split="val") if number in held else entry
         for number, entry in enumerate(entries)
     ], names
 
 
-def _last_tenth(entry: VideoEntry) -> tuple[VideoEntry, VideoEntry]:
-    border = entry.stop - round(entry.stop * HELD_OUT)
-    return replace(entry, stop=border), replace(entry, split="val", first=border)
+def _places(videos: Mapping[Hashable, tuple[str, str]]) -> dict[Hashable, float]:
+    """Where in [0, 1) each video lies among those of its class; of each, path and class."""
+    members: dict[str, list[Hashable]] = {}
+    for video, (_, name) in videos.items():
+        members.setdefault(name, []).append(video)
+    return {
+        video: (rank + _fraction(f"class {name}")) / len(group)
+        for name, group in members.items()
+        for rank, video in enumerate(sorted(group, key=lambda v: _fraction(videos[v][0])))
+    }
+
+
+def _last_tenths(
+    entries: Sequence[VideoEntry], numbers: Sequence[int]
+) -> list[tuple[VideoEntry, int]]:
+    """The parts of a video, cut so that its last tenth is in none that is trained on.
+
+    Parts that overlap are cut at one place, others each at its own.
+    """
+    pairs: list[tuple[VideoEntry, int]] = []
+    waiting = sorted(numbers, key=lambda number: entries[number].first)
+    while waiting:
+        together = [waiting.pop(0)]
+        stop = entries[together[0]].stop
+        while waiting and entries[waiting[0]].first < stop:
+            together.append(waiting.pop(0))
+            stop = max(stop, entries[together[-1]].stop)
+        border = stop - round((stop - entries[together[0]].first) * HELD_OUT)
+        for number in together:
+            entry = entries[number]
+            parts = (
+                replace(entry, stop=min(entry.stop, border)),
+                replace(entry, split="val", first=max(entry.first, border)),
+            )
+            # A video that is too short for a tenth is named as such later.
+            pairs += [
+                (part, number) for part in parts if part.first < part.stop or len(together) == 1
+            ]
+    return pairs
 
 
 def _fraction(text: str) -> float:

@@ -1,7 +1,9 @@
 """Synthetic videos: one bright shape per clip that moves straight and bounces off the walls.
 
 Shape and colour are the class; the background is the same in all clips. Positions and velocities
-follow from the seed. T frames, H W pixels.
+follow from the seed. A caption says what moves where, and a tone tells the class by its register,
+the height of the shape by its pitch and the horizontal position by its loudness. T frames, H W
+pixels; x grows to the right, y downwards.
 """
 
 import math
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from tatscli.config.synth import SynthConfig
+from tatscli.core.data.sound import SOUND_RATE, Track
 from tatscli.core.data.video import Codec, Frames, write_video
 from tatscli.core.files import claim_empty, unwritable
 from tatscli.errors import DataError
@@ -24,17 +27,22 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 """Class names in the order in which classes are taken."""
 
 _COLOURS = (
-    (235, 60, 50),
-    (60, 200, 80),
-    (70, 120, 250),
-    (250, 210, 50),
-    (220, 80, 220),
-    (60, 220, 220),
+    ("red", (235, 60, 50)),
+    ("green", (60, 200, 80)),
+    ("blue", (70, 120, 250)),
+    ("yellow", (250, 210, 50)),
+    ("magenta", (220, 80, 220)),
+    ("cyan", (60, 220, 220)),
 )
 _SUFFIX: dict[Codec, str] = {"h264": ".mp4", "mpeg4": ".mp4", "vp9": ".webm", "ffv1": ".mkv"}
 _RADIUS = 0.3  # of the frame's side: large enough to be recognised in 32 pixels
 _REACH = 1.2  # radii from the centre to the farthest tip; walls are there for all shapes
 _FINE = 8  # pixels across which a pixel's coverage is averaged
+_LOWEST = 300.0  # Hz: where the register of the first class starts
+_REGISTERS = 1.7  # ratio of the starts of neighbouring registers
+_SPAN = 1.5  # ratio of the highest pitch of a register to its lowest; less, so that none overlap
+_HARMONICS = (1.0, 0.5, 0.25)
+_QUIET, _LOUD = 0.35, 0.6  # amplitudes at the left and at the right
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class SynthResult:
 
     Attributes:
         folder: The dataset, with folders `train` and `test`.
-        videos: Videos in both splits.
+        videos: Videos in both splits, each with sound and with a caption beside it.
         classes: Names of the classes.
         frames: Frames of each video.
     """
@@ -54,6 +62,36 @@ class SynthResult:
     frames: int
 
 
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """A straight path between walls.
+
+    Attributes:
+        start: Where the centre is in frame 0, float64 (x, y) in pixels.
+        velocity: Pixels a frame before the first wall, float64 (x, y).
+        low: The least coordinate that the centre has.
+        high: The greatest.
+    """
+
+    start: npt.NDArray[np.float64]
+    velocity: npt.NDArray[np.float64]
+    low: float
+    high: float
+
+    def places(self, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Centres at times in frames, float64 (n,), as (n, 2)."""
+        return _bounced(self.start + times[:, None] * self.velocity, self.low, self.high)
+
+
+def draw_motion(size: int, rng: np.random.Generator) -> Motion:
+    """Draws start, direction and speed (0.75 to 1.5 pixels a frame at size 32)."""
+    radius = _RADIUS * size
+    low, high = _REACH * radius, size - _REACH * radius
+    start = rng.uniform(low, high, 2)
+    angle, speed = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.5) * size / 32
+    return Motion(start, speed * np.array([math.cos(angle), math.sin(angle)]), low, high)
+
+
 def shape_clip(shape: str, size: int, frames: int, rng: np.random.Generator) -> Frames:
     """Draws one clip.
 
@@ -61,24 +99,59 @@ def shape_clip(shape: str, size: int, frames: int, rng: np.random.Generator) -> 
         shape: One of `SHAPES`.
         size: Side of the frames in pixels.
         frames: Frames of the clip.
-        rng: Gives the start, the direction and the speed (0.75 to 1.5 pixels a frame at size 32).
+        rng: Gives the motion; see ``draw_motion``.
 
     Returns:
         The clip, uint8 (frames, size, size, 3).
     """
-    radius = _RADIUS * size
-    low, high = _REACH * radius, size - _REACH * radius
-    start = rng.uniform(low, high, 2)
-    angle, speed = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.5) * size / 32
-    velocity = speed * np.array([math.cos(angle), math.sin(angle)])
+    return moving_shape(shape, size, frames, draw_motion(size, rng))
+
+
+def moving_shape(shape: str, size: int, frames: int, motion: Motion) -> Frames:
+    """Paints a shape in motion, uint8 (frames, size, size, 3); see ``shape_clip``."""
     background = _background(size)
-    colour = np.array(_COLOURS[SHAPES.index(shape)], np.float64)
+    colour = np.array(_COLOURS[SHAPES.index(shape)][1], np.float64)
     clip = np.empty((frames, size, size, 3), np.uint8)
-    for number in range(frames):
-        x, y = _bounced(start + number * velocity, low, high)
-        cover = _coverage(shape, size, x, y, radius)[..., None]
+    for number, (x, y) in enumerate(motion.places(np.arange(frames, dtype=np.float64))):
+        cover = _coverage(shape, size, x, y, _RADIUS * size)[..., None]
         clip[number] = np.rint(background * (1 - cover) + colour * cover)
     return clip
+
+
+def caption(shape: str, motion: Motion) -> str:
+    """What a clip shows: "a red circle moves left", by the longer part of its first velocity."""
+    across, down = motion.velocity
+    if abs(across) >= abs(down):
+        direction = "left" if across < 0 else "right"
+    else:
+        direction = "up" if down < 0 else "down"
+    return f"a {_COLOURS[SHAPES.index(shape)][0]} {shape} moves {direction}"
+
+
+def motion_sound(shape: str, frames: int, rate: int, motion: Motion) -> Track:
+    """What a clip sounds like: a tone, the higher the shape is, the higher.
+
+    The k-th class has pitches from 300 * 1.7 ** k Hz at the bottom to 1.5 times that at the top.
+
+    Args:
+        shape: One of `SHAPES`.
+        frames: Frames of the clip.
+        rate: Frames per second.
+        motion: The path of the shape.
+
+    Returns:
+        Mono sound as long as the clip.
+    """
+    times = np.arange(round(frames * SOUND_RATE / rate), dtype=np.float64) * (rate / SOUND_RATE)
+    x, y = (motion.places(times).T - motion.low) / (motion.high - motion.low)
+    lowest = _LOWEST * _REGISTERS ** SHAPES.index(shape)
+    phase = np.cumsum(lowest * _SPAN ** (1 - y)) * (2 * math.pi / SOUND_RATE)
+    # Those that exceed half the sampling rate would come back as other pitches.
+    audible = int(SOUND_RATE / 2 / (lowest * _SPAN))
+    parts = _HARMONICS[:audible]
+    tone = sum(part * np.sin(order * phase) for order, part in enumerate(parts, 1)) / sum(parts)
+    loudness = _QUIET + (_LOUD - _QUIET) * x
+    return Track((loudness * tone)[None].astype(np.float32), SOUND_RATE)
 
 
 def write_dataset(
@@ -86,7 +159,8 @@ def write_dataset(
 ) -> SynthResult:
     """Writes videos of moving shapes, a folder for each class in `train` and in `test`.
 
-    The dataset appears under its name only when it is complete.
+    Each video has sound, and a .txt file with its caption beside it. The dataset appears under its
+    name only when it is complete.
 
     Args:
         folder: Where to; it must not exist or be empty.
@@ -110,9 +184,13 @@ def write_dataset(
         for done, (split, shape, number) in enumerate(jobs):
             # Every video has a stream of its own, so that asking for more of them adds to these.
             key = [config.seed, split == "test", SHAPES.index(shape), number]
-            clip = shape_clip(shape, config.size, config.video_frames, np.random.default_rng(key))
+            motion = draw_motion(config.size, np.random.default_rng(key))
+            clip = moving_shape(shape, config.size, config.video_frames, motion)
+            sound = motion_sound(shape, config.video_frames, config.rate, motion)
             path = partial / split / shape / f"{number:03d}{_SUFFIX[config.codec]}"
-            write_video(path, clip, config.rate, codec=config.codec)
+            write_video(path, clip, config.rate, codec=config.codec, sound=sound)
+            words = caption(shape, motion)
+            path.with_suffix(".txt").write_text(f"{words}\n", encoding="utf-8")
             if progress is not None:
                 progress(done + 1, len(jobs))
         partial.replace(folder)

@@ -1,11 +1,12 @@
 """Token datasets: clips encoded once, as shards of codes that are mapped into memory.
 
 n clips of a shard, t h w latent positions. A shard `train-00000.safetensors` holds `tokens` uint16
-(n, t, h, w), `label` int64 (n,), `video` int32 (n,) into the manifest's list of videos, and `start`
-float64 (n,) in seconds. It counts once its record `train-00000.json` is there, which is written
-after it; `manifest.json` says from the beginning what is being written and, at the end, that it is
-complete. Every file is written under a temporary name, synced and renamed, so an interrupted one is
-never read, and several processes may write shards of one dataset.
+(n, t, h, w), `label` int64 (n,), `video` int32 (n,) into the manifest's list of videos, `start`
+float64 (n,) in seconds, and, where the sound was encoded too, `sound` uint16 (n, t', h', w'). It
+counts once its record `train-00000.json` is there, which is written after it; `manifest.json` says
+from the beginning what is being written and, at the end, that it is complete. Every file is written
+under a temporary name, synced and renamed, so an interrupted one is never read, and several
+processes may write shards of one dataset.
 """
 
 import json
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tatscli.config.data import ClipConfig
-from tatscli.core.data.clips import Draw
+from tatscli.core.data.clips import FRAMES, NOTHING, Draw, Wanted
 from tatscli.core.data.index import Problem, Split
 from tatscli.core.files import UNFINISHED, unwritable, written_whole
 from tatscli.errors import DataError
@@ -45,6 +46,22 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SoundTokens(_Record):
+    """The sound in a token dataset.
+
+    Attributes:
+        fingerprint: Identifies the VQGAN of the sound.
+        codes: Codes of its codebook.
+        grid: Codes of the sound of a clip: t', h', w'.
+        missing: What became of videos without sound.
+    """
+
+    fingerprint: str
+    codes: int
+    grid: tuple[int, int, int]
+    missing: Literal["silence", "skip"]
+
+
 class TokenHeader(_Record):
     """What determines the content of a token dataset.
 
@@ -58,6 +75,8 @@ class TokenHeader(_Record):
         videos: Paths of the videos of each split; shards refer to them by number.
         clips: Clips of each split.
         problems: Videos that were left out.
+        captions: Captions of the videos of each split, in their order; empty where there are none.
+        sound: What the sound was encoded with, if it was.
     """
 
     fingerprint: str
@@ -69,6 +88,8 @@ class TokenHeader(_Record):
     videos: dict[Split, tuple[str, ...]]
     clips: dict[Split, int]
     problems: tuple[Problem, ...] = ()
+    captions: dict[Split, tuple[tuple[str, ...], ...]] = {}
+    sound: SoundTokens | None = None
 
 
 class Shard(_Record):
@@ -148,7 +169,7 @@ class TokenWriter:
             raise unwritable(folder, error, DataError) from error
         if MANIFEST in present:
             _refuse_other(folder, _parse_manifest(folder), header)
-        elif present - {"vqgan.ckpt"}:
+        elif present - {"vqgan.ckpt", "sound.ckpt"}:
             raise DataError(
                 f"{folder} is not empty and no token dataset", "choose another folder with --out"
             )
@@ -167,6 +188,7 @@ class TokenWriter:
         videos: Sequence[int],
         starts: Sequence[float],
         problems: Sequence[Problem] = (),
+        sound: Tensor | None = None,
     ) -> None:
         """Writes one shard and its record.
 
@@ -177,26 +199,25 @@ class TokenWriter:
             videos: Numbers of the clips' videos in the header's list for the split.
             starts: Presentation times of the clips' first frames in seconds.
             problems: Clips that could not be encoded.
+            sound: Codes of the sound, integers (n, t', h', w'), where the header has any.
 
         Raises:
             DataError: The disk is full or cannot be written.
         """
-        codes = tokens.cpu().numpy()
-        lengths = {len(codes), len(labels), len(videos), len(starts)}
-        if codes.shape[1:] != self.header.grid or len(lengths) > 1:
-            raise ValueError(f"tokens {codes.shape} with {lengths}, grid {self.header.grid}")
-        if codes.size and (codes.min() < 0 or codes.max() >= self.header.codes):
-            raise ValueError(f"codes {codes.min()}..{codes.max()} of {self.header.codes}")
-        content = save(
-            {
-                "tokens": np.ascontiguousarray(codes, np.uint16),
-                "label": np.array(labels, np.int64),
-                "video": np.array(videos, np.int32),
-                "start": np.array(starts, np.float64),
-            }
-        )
+        if {len(tokens), len(labels), len(videos)} != {len(starts)}:
+            raise ValueError(f"{len(tokens)} clips, {len(labels)} labels, {len(videos)} videos")
+        columns: dict[str, npt.NDArray[Any]] = {
+            "tokens": _as_stored(tokens, len(tokens), self.header.grid, self.header.codes),
+            "label": np.array(labels, np.int64),
+            "video": np.array(videos, np.int32),
+            "start": np.array(starts, np.float64),
+        }
+        if (heard := self.header.sound) is not None:
+            assert sound is not None, "the header announces sound"
+            columns["sound"] = _as_stored(sound, len(tokens), heard.grid, heard.codes)
+        content = save(columns)
         record = Shard(
-            n=len(codes),
+            n=len(tokens),
             bytes=len(content),
             sha256=sha256(content).hexdigest(),
             problems=tuple(problems),
@@ -230,10 +251,14 @@ class TokenClip(NamedTuple):
     Attributes:
         tokens: int64 (t, h, w).
         label: Class id, -1 without classes.
+        text: Ids of its caption, int64 (tokens,), where they are wanted.
+        sound: Codes of its sound, int64 (t', h', w'), where they are wanted.
     """
 
     tokens: Tensor
     label: int
+    text: Tensor = NOTHING
+    sound: Tensor = NOTHING
 
 
 class TokenDataset(Dataset[TokenClip]):
@@ -245,6 +270,7 @@ class TokenDataset(Dataset[TokenClip]):
     Args:
         folder: A complete token dataset.
         split: Training or validation.
+        wanted: What is read beside the codes.
 
     Attributes:
         manifest: What the dataset holds.
@@ -254,8 +280,14 @@ class TokenDataset(Dataset[TokenClip]):
         DataError: The dataset is incomplete or damaged, or the split is empty.
     """
 
-    def __init__(self, folder: Path, split: Split) -> None:
+    def __init__(self, folder: Path, split: Split, wanted: Wanted = FRAMES) -> None:
         self.manifest = read_manifest(folder)
+        self.wanted = wanted
+        if wanted.sound and self.manifest.sound is None:
+            raise DataError(
+                f"{folder}: its sound was not encoded", "encode again with --sound-vqgan RUN"
+            )
+        self.captions = self.manifest.captions.get(split, ())
         self.videos = self.manifest.videos.get(split, ())
         records = self.manifest.shards.get(split, ())
         self.paths = [
@@ -265,13 +297,13 @@ class TokenDataset(Dataset[TokenClip]):
         if not records or not self.ends[-1]:
             raise DataError(f"{folder}: no clips in its {split} split")
         columns = [
-            _columns(path, record, self.manifest.grid)
+            _columns(path, record, self.manifest)
             for path, record in zip(self.paths, records, strict=True)
         ]
         self.labels, self._video, self._start = (
             np.concatenate(parts) for parts in zip(*columns, strict=True)
         )
-        self._slices: dict[int, Any] = {}
+        self._slices: dict[tuple[str, int], Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps do not travel to worker processes; each opens its own.
@@ -286,20 +318,34 @@ class TokenDataset(Dataset[TokenClip]):
 
     def __getitems__(self, items: Sequence[int | Draw]) -> list[TokenClip]:
         """Reads a batch of clips."""
-        return [self._clip(item if isinstance(item, int) else item[0]) for item in items]
+        return [self._clip(*((item, 0) if isinstance(item, int) else item)) for item in items]
 
     def origin(self, number: int) -> tuple[str, float]:
         """The path of a clip's video and the presentation time of its first frame in seconds."""
         return self.videos[self._video[number]], float(self._start[number])
 
-    def _clip(self, number: int) -> TokenClip:
+    def caption(self, number: int, draw: int = 0) -> str:
+        """What is said about a clip; of several captions, each epoch takes another."""
+        captions = self.captions[self._video[number]] if self.captions else ()
+        return captions[(number + draw // len(self)) % len(captions)] if captions else ""
+
+    def _clip(self, number: int, draw: int) -> TokenClip:
         shard = int(np.searchsorted(self.ends, number, side="right"))
-        if shard not in self._slices:
-            file: Any = safe_open(self.paths[shard], "numpy")
-            self._slices[shard] = file.get_slice("tokens")
         place = number - (int(self.ends[shard - 1]) if shard else 0)
-        codes = self._slices[shard][place : place + 1][0]
-        return TokenClip(torch.from_numpy(codes.astype(np.int64)), int(self.labels[number]))
+        text = self.wanted.text
+        return TokenClip(
+            self._codes("tokens", shard, place),
+            int(self.labels[number]),
+            text(self.caption(number, draw)) if text else NOTHING,
+            self._codes("sound", shard, place) if self.wanted.sound else NOTHING,
+        )
+
+    def _codes(self, column: str, shard: int, place: int) -> Tensor:
+        if (column, shard) not in self._slices:
+            file: Any = safe_open(self.paths[shard], "numpy")
+            self._slices[column, shard] = file.get_slice(column)
+        codes = self._slices[column, shard][place : place + 1][0]
+        return torch.from_numpy(codes.astype(np.int64))
 
 
 def is_token_dataset(path: Path) -> bool:
@@ -376,17 +422,35 @@ def _shard(folder: Path, name: str) -> Shard | None:
     return record if size == record.bytes else None
 
 
+def _as_stored(
+    codes: Tensor, clips: int, grid: tuple[int, int, int], limit: int
+) -> npt.NDArray[np.uint16]:
+    """Codes of so many clips as they are written, once they are found to be codes."""
+    found = codes.cpu().numpy()
+    if found.shape != (clips, *grid):
+        raise ValueError(f"tokens {found.shape}, expected {(clips, *grid)}")
+    if found.size and (found.min() < 0 or found.max() >= limit):
+        raise ValueError(f"codes {found.min()}..{found.max()} of {limit}")
+    return np.ascontiguousarray(found, np.uint16)
+
+
 def _columns(
-    path: Path, record: Shard, grid: tuple[int, int, int]
+    path: Path, record: Shard, manifest: TokenManifest
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    grids = {"tokens": manifest.grid}
+    if manifest.sound:
+        grids["sound"] = manifest.sound.grid
     try:
         with safe_open(path, "numpy") as file:
-            shape = tuple(file.get_slice("tokens").get_shape())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in grids}
             columns = tuple(file.get_tensor(name) for name in ("label", "video", "start"))
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read: {error}", _REPAIR) from error
-    if shape != (record.n, *grid):
-        raise DataError(f"{path}: tokens of shape {shape}, not {(record.n, *grid)}", _REPAIR)
+    for name, grid in grids.items():
+        if shapes[name] != (record.n, *grid):
+            raise DataError(
+                f"{path}: {name} of shape {shapes[name]}, not {(record.n, *grid)}", _REPAIR
+            )
     return columns[0], columns[1], columns[2]
 
 

@@ -1,4 +1,4 @@
-"""Frames from and to files: the only place that knows PyAV, image files and uint8.
+"""Frames from and to files: the only place that knows video codecs, image files and uint8.
 
 T frames, H W pixels, C channels. Frames in files are uint8 (T, H, W, 3) RGB; everywhere else a clip
 is float32 (C, T, H, W) in [-0.5, 0.5]. Frames are picked by the time stamps of a pass over the
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Literal
 
 import av
@@ -23,6 +22,9 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from tatscli.core.data.container import UNREADABLE, open_media, reason, require_content
+from tatscli.core.data.hdf5 import Address, hdf5_address, read_stored, stored_video
+from tatscli.core.data.sound import Track, TrackEncoder
 from tatscli.core.files import written_whole
 from tatscli.errors import DataError
 
@@ -35,10 +37,8 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
 )
 FOLDER_RATE = 25.0
-"""Frames per second that a folder of frames is taken to have."""
+"""Frames per second that a folder of frames and a video in an HDF5 file are taken to have."""
 
-_UNREADABLE = (OSError, ValueError, IndexError, av.FFmpegError)  # what PyAV raises on bad files
-_PLAYLISTS = {"concat", "dash", "hls"}
 _MUXER = {"h264": "mp4", "mpeg4": "mp4", "vp9": "webm", "ffv1": "matroska"}
 _ENCODER = {"h264": "libx264", "mpeg4": "mpeg4", "vp9": "libvpx-vp9", "ffv1": "ffv1"}
 _PIXELS = {"h264": "yuv420p", "mpeg4": "yuv420p", "vp9": "yuv420p", "ffv1": "bgr0"}
@@ -65,6 +65,7 @@ class VideoInfo:
         rotation: Degrees, counter-clockwise, that decoded frames are turned by for display.
         rate: Mean frames per second.
         ordered: Whether frames are found by counting, since the file has no presentation times.
+        sound: Whether the file has a sound track that can be decoded.
     """
 
     times: npt.NDArray[np.float64]
@@ -74,6 +75,7 @@ class VideoInfo:
     rotation: int
     rate: float
     ordered: bool = False
+    sound: bool = False
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
@@ -93,27 +95,35 @@ def frame_files(folder: Path) -> list[Path]:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Reads the time stamps and the geometry of a video file or a folder of frames.
+    """Reads the time stamps and the geometry of a video: a file, a folder of frames, or in HDF5.
 
-    A file's packets are read without decoding, except for the first frame. Sound, subtitles,
-    attached pictures and further video streams are ignored. A folder of frames has no time stamps
-    and is taken to have 25 frames per second.
+    A file's packets are read without decoding, except for the first frame. Subtitles, attached
+    pictures and further video streams are ignored; of sound, it is only seen whether it is there.
+    Folders of frames and HDF5 files (such as FILE.h5/train/12) have no time stamps and are taken
+    to have 25 frames per second.
 
     Raises:
         DataError: It cannot be opened, has no video, or its first frame cannot be decoded.
     """
     if path.is_dir():
         return _probe_folder(path)
+    if address := hdf5_address(path):
+        video = stored_video(address)
+        return untimed_info(video.frames, video.width, video.height)
     try:
-        status = path.stat()
-        if not S_ISREG(status.st_mode):  # opening a pipe would wait forever
-            raise DataError(f"{path}: not a regular file")
-        if not status.st_size:
-            raise DataError(f"{path}: empty file")
-        with _open(path) as container:
+        require_content(path)
+        with open_media(path) as container:
+            if container.format.name == "image2":  # its name is a pattern, such as %d.png
+                raise DataError(f"{path}: numbered images, not a video")
             return _probe_stream(path, container, _video_stream(path, container))
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: {_reason(error)}") from error
+    except UNREADABLE as error:
+        raise DataError(f"{path}: {reason(error)}") from error
+
+
+def untimed_info(frames: int, width: int, height: int) -> VideoInfo:
+    """What is known of a video that is stored as mere frames."""
+    times = np.arange(frames) / FOLDER_RATE
+    return VideoInfo(times, times, width, height, 0, FOLDER_RATE)
 
 
 def read_frames(
@@ -122,7 +132,7 @@ def read_frames(
     """Reads single frames, decoding from the key frame before the first to the last of them.
 
     Args:
-        path: A video file or a folder of frames.
+        path: A video file, a folder of frames, or a video in an HDF5 file.
         info: What `probe` said about it.
         indices: Positions in `info.times`, in any order, with repetitions if wanted.
         size: Side of the result: the shorter side is scaled to it and the centre cut out. Without
@@ -140,6 +150,8 @@ def read_frames(
     fit = _Fit(info, size)
     if path.is_dir():
         found = _read_images(path, info, wanted, fit)
+    elif address := hdf5_address(path):
+        found = _read_hdf5(address, info, wanted, fit)
     else:
         found = _read_stream(path, info, wanted, fit)
     return np.stack([found[index] for index in indices])
@@ -170,17 +182,6 @@ class _Fit:
             top, left = ((side - self.size) // 2 for side in pixels.shape[:2])
             pixels = pixels[top : top + self.size, left : left + self.size]
         return np.ascontiguousarray(pixels)
-
-
-def _open(path: Path) -> Any:
-    # A playlist in disguise may name other files; it may not name anything on the network.
-    container = av.open(
-        f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
-    )
-    if set(container.format.name.split(",")) & _PLAYLISTS:
-        container.close()
-        raise ValueError("a playlist, not a video")
-    return container
 
 
 def _video_stream(path: Path, container: Any) -> Any:
@@ -234,7 +235,8 @@ def _probe_stream(path: Path, container: Any, stream: Any) -> VideoInfo:
     rotation = round(first.rotation / 90) * 90 % 360
     if rotation % 180:
         width, height = height, width
-    return VideoInfo(times, keys, width, height, rotation, mean, ordered)
+    sound = any(track.codec_context is not None for track in container.streams.audio)
+    return VideoInfo(times, keys, width, height, rotation, mean, ordered, sound)
 
 
 def _hidden(packet: Any, stream: Any) -> bool:
@@ -257,9 +259,9 @@ def _read_stream(path: Path, info: VideoInfo, wanted: list[int], fit: _Fit) -> d
             if wanted[0] in found or key <= 0:
                 break
             key -= 1
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(
-            f"{path}: cannot be decoded after {target:.2f} s: {_reason(error)}"
+            f"{path}: cannot be decoded after {target:.2f} s: {reason(error)}"
         ) from error
     missing = [index for index in wanted if index not in found]
     if missing:
@@ -275,7 +277,7 @@ def _read_from(
 ) -> dict[int, Frames]:
     pending = set(wanted)
     found: dict[int, Frames] = {}
-    with _open(path) as container:
+    with open_media(path) as container:
         stream = _video_stream(path, container)
         if key > 0:
             stamp = round(info.keys[key] / stream.time_base)
@@ -327,9 +329,8 @@ def _probe_folder(path: Path) -> VideoInfo:
             raise DataError(f"{path}: no images in it")
         height, width = _image(files[0]).shape[:2]
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: {_reason(error)}") from error
-    times = np.arange(len(files)) / FOLDER_RATE
-    return VideoInfo(times, times, width, height, 0, FOLDER_RATE)
+        raise DataError(f"{path}: {reason(error)}") from error
+    return untimed_info(len(files), width, height)
 
 
 def _read_images(path: Path, info: VideoInfo, wanted: list[int], fit: _Fit) -> dict[int, Frames]:
@@ -343,7 +344,7 @@ def _read_images(path: Path, info: VideoInfo, wanted: list[int], fit: _Fit) -> d
         try:
             image = _image(files[index])
         except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{files[index]}: {_reason(error)}") from error
+            raise DataError(f"{files[index]}: {reason(error)}") from error
         if image.shape[:2] != (info.height, info.width):
             raise DataError(
                 f"{files[index]}: {image.shape[1]}x{image.shape[0]} pixels, the frames before it "
@@ -351,6 +352,16 @@ def _read_images(path: Path, info: VideoInfo, wanted: list[int], fit: _Fit) -> d
             )
         found[index] = fit(av.VideoFrame.from_ndarray(image, "rgb24"))
     return found
+
+
+def _read_hdf5(
+    address: Address, info: VideoInfo, wanted: list[int], fit: _Fit
+) -> dict[int, Frames]:
+    frames = read_stored(address, wanted, len(info.times))
+    return {
+        index: fit(av.VideoFrame.from_ndarray(frame, "rgb24"))
+        for index, frame in zip(wanted, frames, strict=True)
+    }
 
 
 def _image(path: Path) -> Frames:
@@ -362,10 +373,6 @@ def _image(path: Path) -> Frames:
         return np.array(upright.convert("RGB"))
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
 @contextmanager
 def video_writer(
     path: Path,
@@ -374,6 +381,7 @@ def video_writer(
     lossless: bool = False,
     codec: Codec = "h264",
     metadata: dict[str, str] | None = None,
+    sound: Track | None = None,
 ) -> Iterator[Callable[[Frames], None]]:
     """A file that frames are added to, under a temporary name until it is complete.
 
@@ -385,6 +393,8 @@ def video_writer(
         lossless: FFV1, which gives every bit back, whatever `codec` says.
         codec: H.264 plays everywhere.
         metadata: Tags of the file, such as title and comment.
+        sound: What is heard, cut or padded with silence to the length of the video; AAC in .mp4,
+            Opus in .webm, FLAC in .mkv.
 
     Yields:
         What adds frames, uint8 (T, H, W, 3), all of one size. Where the codec wants even sides, an
@@ -404,11 +414,11 @@ def video_writer(
         try:
             with av.open(f"file:{partial}", "w", muxer, container_options=options) as container:
                 container.metadata.update(metadata or {})
-                encoder = _Encoder(container, exact, codec)
+                encoder = _Encoder(container, exact, codec, sound)
                 yield encoder.write
                 encoder.finish()
         except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
-            raise OSError(getattr(error, "errno", None), _reason(error)) from error
+            raise OSError(getattr(error, "errno", None), reason(error)) from error
 
 
 def write_video(
@@ -419,28 +429,35 @@ def write_video(
     lossless: bool = False,
     codec: Codec = "h264",
     metadata: dict[str, str] | None = None,
+    sound: Track | None = None,
 ) -> None:
     """Writes all frames of a file, uint8 (T, H, W, 3), at once; see ``video_writer``.
 
     Raises:
         DataError: The file cannot be written, or this PyAV lacks the encoder.
     """
-    with video_writer(path, rate, lossless=lossless, codec=codec, metadata=metadata) as write:
+    with video_writer(
+        path, rate, lossless=lossless, codec=codec, metadata=metadata, sound=sound
+    ) as write:
         write(frames)
 
 
 class _Encoder:
-    """The video stream of a file being written, as large as the first frames."""
+    """The streams of a file being written, its frames as large as the first of them."""
 
-    def __init__(self, container: Any, rate: Fraction, codec: Codec) -> None:
-        self._container, self._codec = container, codec
+    def __init__(
+        self, container: Any, rate: Fraction, codec: Codec, sound: Track | None = None
+    ) -> None:
+        self._container, self._codec, self._rate = container, codec, rate
         self._stream: Any = container.add_stream(_ENCODER[codec], rate, options=_QUALITY[codec])
         self._stream.pix_fmt = _PIXELS[codec]
         if codec != "ffv1":
             self._stream.codec_context.colorspace = _BT601
             self._stream.codec_context.color_range = _LIMITED
+        self._sound = TrackEncoder(container, sound, _MUXER[codec]) if sound else None
         self._reformatter = VideoReformatter()
         self._size: tuple[int, ...] = ()
+        self._written = 0
 
     def write(self, frames: Frames) -> None:
         size = frames.shape[1:]
@@ -463,11 +480,16 @@ class _Encoder:
                 threads=1,
             )
             self._container.mux(self._stream.encode(frame))
+            self._written += 1
+            if self._sound:
+                self._sound.write(self._written / self._rate)
 
     def finish(self) -> None:
         if not self._size:
             raise ValueError("a video without frames")
         self._container.mux(self._stream.encode(None))
+        if self._sound:
+            self._sound.finish()
 
 
 def write_png(path: Path, frame: Frames) -> None:

@@ -267,26 +267,33 @@ def infill_mask(config: GPTConfig) -> Tensor:
 
 
 def condition_ids(
-    layout: ConditionLayout, batch: int, labels: Tensor | None = None, sound: Tensor | None = None
+    layout: ConditionLayout,
+    batch: int,
+    labels: Tensor | None = None,
+    sound: Tensor | None = None,
+    text: Tensor | None = None,
 ) -> Tensor:
     """The condition as joint ids, (B, c) int64, on the device of what is given (else the CPU).
+
+    Each part is given exactly where the layout has it; its null id stands for nothing asked.
 
     Args:
         layout: Parts of the condition.
         batch: Clips B.
-        labels: (B,) class labels; the null id of the part stands for no class. None where the
-            layout has no labels.
-        sound: (B, tokens of the part) codes of the sound's VQGAN. None where the layout has none.
+        labels: (B,) class labels.
+        sound: (B, tokens of the part) codes of the sound's VQGAN.
+        text: (B, tokens of the part) ids of the tokenizer.
 
     Raises:
         ValueError: A part is missing, superfluous, of another shape or out of range.
     """
-    given = {"label": None if labels is None else labels[:, None], "sound": sound}
+    columns = None if labels is None else labels[:, None]
+    given = {"label": columns, "sound": sound, "text": text}
     for kind, ids in given.items():
         if (ids is not None) != (layout.part(kind) is not None):
             raise ValueError(f"{kind} ids must be given exactly where the layout has such a part")
     device = next((ids.device for ids in given.values() if ids is not None), None)
-    columns = []
+    placed = []
     for part in layout.parts:
         ids = given.get(part.kind)
         if ids is None:  # the start token
@@ -297,8 +304,29 @@ def condition_ids(
             )
         else:
             _check_range(part.kind, ids, part.ids)
-        columns.append(ids.long() + part.offset)
-    return torch.cat(columns, dim=1)
+        placed.append(ids.long() + part.offset)
+    return torch.cat(placed, dim=1)
+
+
+def drop_parts(layout: ConditionLayout, condition: Tensor, dropped: Tensor) -> Tensor:
+    """The condition with some parts replaced by their null ids.
+
+    Args:
+        layout: Parts of the condition.
+        condition: (B, c) joint ids.
+        dropped: (B, parts) bool, which to replace; the start token stays what it is.
+
+    Raises:
+        ValueError: A part that is dropped has no null id.
+    """
+    columns = torch.split(condition, [part.tokens for part in layout.parts], dim=1)
+    kept = []
+    for part, ids, gone in zip(layout.parts, columns, dropped.T.to(condition.device), strict=True):
+        if part.kind != "start" and part.null_id < 0 and bool(gone.any()):
+            raise ValueError(f"the {part.kind} has no null id that could stand in its place")
+        null = part.offset + max(0, part.null_id)
+        kept.append(ids.masked_fill(gone[:, None], null))
+    return torch.cat(kept, dim=1)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

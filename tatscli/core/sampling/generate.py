@@ -2,7 +2,9 @@
 
 The sequence is that of training (DESIGN: condition, then video tokens in (t, h, w) order), read
 from a preallocated key/value cache. Ids of the condition are never drawn unless that is asked for.
-The first latent frames of a sample may be given, as codes of a real video.
+The first latent frames of a sample may be given, as codes of a real video. Guidance (Ho and
+Salimans 2022) reads each sequence a second time without its condition and draws from the logits
+``without + guidance * (with - without)``; at 1 it is off.
 
 Letters: B samples, t h w latent grid, g given latent frames, c condition tokens.
 """
@@ -12,11 +14,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tatscli.core.models.gpt import GPT, KVCache, condition_ids
+from tatscli.core.models.gpt import GPT, KVCache, condition_ids, drop_parts
 from tatscli.core.sampling.filters import TokenFilter, choose
 
 Progress = Callable[[int], None]
 """Called with the number of tokens done, a sample; given ones count as done."""
+
+Condition = Tensor | Callable[[int], Tensor]
+"""Joint ids (B, c), for every window or for that which starts at a latent frame of the sample."""
 
 
 class Chances:
@@ -55,23 +60,25 @@ def class_condition(gpt: GPT, classes: int, numbers: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def generate_window(
     gpt: GPT,
-    condition: Tensor,
+    condition: Condition,
     chances: Chances,
     chosen_by: TokenFilter,
     *,
     frames: int | None = None,
     given: Tensor | None = None,
+    guidance: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
     """Sample the first latent frames of a window.
 
     Args:
         gpt: The model, in eval mode.
-        condition: (B, c) joint ids.
+        condition: What the samples are to show.
         chances: Randomness of the samples.
         chosen_by: Temperature and cuts.
         frames: Latent frames, at most those of the window; by default all.
         given: (B, g, h, w) codes that the samples start with, g < frames.
+        guidance: How far to go beyond the condition.
         progress: Told after each token.
 
     Returns:
@@ -82,14 +89,22 @@ def generate_window(
     if not 1 <= frames <= window:
         raise ValueError(f"{frames} latent frames asked of a window of {window}")
     return generate_long(
-        gpt, condition, chances, chosen_by, length=frames, context=1, given=given, progress=progress
+        gpt,
+        condition,
+        chances,
+        chosen_by,
+        length=frames,
+        context=1,
+        given=given,
+        guidance=guidance,
+        progress=progress,
     )
 
 
 @torch.no_grad()
 def generate_long(
     gpt: GPT,
-    condition: Tensor,
+    condition: Condition,
     chances: Chances,
     chosen_by: TokenFilter,
     *,
@@ -97,6 +112,7 @@ def generate_long(
     context: int,
     given: Tensor | None = None,
     first_by: TokenFilter | None = None,
+    guidance: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
     """Sample any number of latent frames: each new one from the ``context`` frames before it.
@@ -107,7 +123,7 @@ def generate_long(
 
     Args:
         gpt: The model, in eval mode.
-        condition: (B, c) joint ids, repeated in every window.
+        condition: What the samples are to show, in every window or in each.
         chances: Randomness of the samples.
         chosen_by: Temperature and cuts.
         length: Latent frames to sample.
@@ -115,6 +131,7 @@ def generate_long(
         given: (B, g, h, w) codes that the samples start with, g < length.
         first_by: Temperature and cuts of the first ``context`` latent frames, which decide the
             scene; by default those of all.
+        guidance: How far to go beyond the condition.
         progress: Told after each token.
 
     Returns:
@@ -133,11 +150,11 @@ def generate_long(
     else:
         stop = context
     frame, offset = height * width, gpt.config.condition.ids
-    ids = torch.empty((len(condition), length * frame), dtype=torch.long, device=condition.device)
+    sequence = _Sequence(gpt, condition, chances, guidance, _Count(progress, known * frame))
+    ids = sequence.room(length * frame)
     if given is not None:
         ids[:, : known * frame] = given.flatten(1) + offset
-    sequence = _Sequence(gpt, condition, chances, _Count(progress, known * frame))
-    sequence.open(ids[:, start * frame : known * frame])
+    sequence.open(ids[:, start * frame : known * frame], start)
     done = known
     for end, cuts in ((min(context, stop), first_by or chosen_by), (stop, chosen_by)):
         if end > done:
@@ -145,34 +162,38 @@ def generate_long(
             ids[:, new] = sequence.write((end - done) * frame, cuts)
             done = end
     for past in range(done - context, length - context):
-        sequence.open(ids[:, past * frame : (past + context) * frame])
+        sequence.open(ids[:, past * frame : (past + context) * frame], past)
         new = slice((past + context) * frame, (past + context + 1) * frame)
         ids[:, new] = sequence.write(frame, chosen_by)
-    return _codes(ids, offset).reshape(len(condition), length, height, width)
+    return _codes(ids, offset).reshape(len(ids), length, height, width)
 
 
 @torch.no_grad()
 def generate_between(
     gpt: GPT,
-    condition: Tensor,
+    condition: Condition,
     first: Tensor,
     last: Tensor,
     chances: Chances,
     chosen_by: TokenFilter,
     *,
+    start: int = 0,
     given: Tensor | None = None,
+    guidance: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
     """Sample the latent frames between two.
 
     Args:
         gpt: A model that infills, in eval mode.
-        condition: (B, c) joint ids.
+        condition: What the samples are to show.
         first: (B, h, w) codes of the first latent frame of the window.
         last: (B, h, w) codes of the last latent frame of the window.
         chances: Randomness of the samples.
         chosen_by: Temperature and cuts.
+        start: Latent frame of the sample that the window starts at.
         given: (B, g, h, w) codes of the first of the frames between, where they are known too.
+        guidance: How far to go beyond the condition.
         progress: Told after each token.
 
     Returns:
@@ -181,22 +202,22 @@ def generate_between(
     window, height, width = gpt.config.grid
     known = _given_frames(given, gpt, window - 2)
     frame = height * width
-    sequence = _Sequence(gpt, condition, chances, _Count(progress, known * frame))
-    sequence.open_between(first.flatten(1), last.flatten(1))
-    start = condition[:, :0] if given is None else given.flatten(1) + gpt.config.condition.ids
-    if known:
-        sequence.read(start)
-    ids = torch.cat([start, sequence.write((window - 2 - known) * frame, chosen_by)], dim=1)
-    codes = _codes(ids, gpt.config.condition.ids)
-    return codes.reshape(len(condition), window - 2, height, width)
+    sequence = _Sequence(gpt, condition, chances, guidance, _Count(progress, known * frame))
+    sequence.open_between(first.flatten(1), last.flatten(1), start)
+    ids = sequence.room((window - 2) * frame)
+    if given is not None:
+        ids[:, : known * frame] = given.flatten(1) + gpt.config.condition.ids
+        sequence.read(ids[:, : known * frame])
+    ids[:, known * frame :] = sequence.write((window - 2 - known) * frame, chosen_by)
+    return _codes(ids, gpt.config.condition.ids).reshape(len(ids), window - 2, height, width)
 
 
 @torch.no_grad()
 def generate_hierarchical(
     keys: GPT,
     between: GPT,
-    key_condition: Tensor,
-    between_condition: Tensor,
+    key_condition: Condition,
+    between_condition: Condition,
     chances: Chances,
     chosen_by: TokenFilter,
     *,
@@ -204,6 +225,7 @@ def generate_hierarchical(
     context: int,
     given: Tensor | None = None,
     first_by: TokenFilter | None = None,
+    guidance: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
     """Sample any number of latent frames: key frames first, then those between (section 3.3).
@@ -212,14 +234,15 @@ def generate_hierarchical(
         keys: The model of key frames, in eval mode.
         between: The model that infills, in eval mode; its window reaches from one key frame to
             the next.
-        key_condition: (B, c) joint ids of ``keys``.
-        between_condition: (B, c) joint ids of ``between``.
+        key_condition: What the samples are to show, in the ids of ``keys``.
+        between_condition: The same, in the ids of ``between``.
         chances: Randomness of the samples.
         chosen_by: Temperature and cuts.
         length: Latent frames to sample.
         context: Key frames that each new one is generated from, see ``generate_long``.
         given: (B, g, h, w) codes that the samples start with, g < length.
         first_by: Temperature and cuts of the first ``context`` key frames.
+        guidance: How far to go beyond the condition.
         progress: Told after each token, ``hierarchical_frames`` latent frames in all.
 
     Returns:
@@ -231,10 +254,9 @@ def generate_hierarchical(
     total = hierarchical_frames(length, stride)
     known = _given_frames(given, keys, length)
     frame, tell = keys.config.frame_tokens, progress or _quiet
+    begin = _window(key_condition, 0)
     video = torch.empty(
-        (len(key_condition), total, *keys.config.grid[1:]),
-        dtype=torch.long,
-        device=key_condition.device,
+        (len(begin), total, *keys.config.grid[1:]), dtype=torch.long, device=begin.device
     )
     if given is not None:
         video[:, :known] = given
@@ -243,13 +265,14 @@ def generate_hierarchical(
     key_frames.copy_(
         generate_long(
             keys,
-            key_condition,
+            lambda key: _window(key_condition, key * stride),
             chances,
             chosen_by,
             length=key_frames.shape[1],
             context=context,
             given=key_frames[:, :known_keys] if known else None,
             first_by=first_by,
+            guidance=guidance,
             progress=tell,
         )
     )
@@ -264,7 +287,9 @@ def generate_hierarchical(
                 video[:, last],
                 chances,
                 chosen_by,
+                start=first,
                 given=video[:, first + 1 : first + 1 + inside] if inside else None,
+                guidance=guidance,
                 progress=lambda more, done=done: tell(done + more),  # type: ignore[misc]
             )
     return video[:, :length]
@@ -288,46 +313,88 @@ class _Count:
 
 
 class _Sequence:
-    """Sequences of joint ids that the model writes, one window after the other."""
+    """Sequences of joint ids that the model writes, one window after the other.
+
+    Where guidance asks for it, the model reads each of them twice in one batch: with the condition,
+    then without.
+    """
 
     def __init__(
-        self, gpt: GPT, condition: Tensor, chances: Chances, count: Callable[[], None]
+        self,
+        gpt: GPT,
+        condition: Condition,
+        chances: Chances,
+        guidance: float,
+        count: Callable[[], None],
     ) -> None:
-        self._gpt, self._condition, self._chances, self._count = gpt, condition, chances, count
-        dtype = next(gpt.parameters()).dtype
-        self._cache = KVCache(gpt.config, len(condition), condition.device, dtype)
-        self._unread = condition
+        self._gpt, self._chances, self._count = gpt, chances, count
+        self._condition, self._guidance = condition, guidance
+        begin = _window(condition, 0)
+        self._batch, self._device = len(begin), begin.device
+        read = self._batch if guidance == 1 else 2 * self._batch
+        self._cache = KVCache(gpt.config, read, self._device, next(gpt.parameters()).dtype)
+        self._unread: Tensor | None = None
         self._logits: Tensor | None = None
 
-    def open(self, past: Tensor) -> None:
-        """Begin a window with the condition and ids (B, n)."""
+    def room(self, count: int) -> Tensor:
+        """Where ids of the samples are put, (B, count)."""
+        return torch.empty((self._batch, count), dtype=torch.long, device=self._device)
+
+    def open(self, past: Tensor, start: int) -> None:
+        """Begin the window that starts at a latent frame, with its condition and ids (B, n)."""
         self._cache.reset()
         self._logits = None
-        self._unread = torch.cat([self._condition, past], dim=1)
+        self._unread = torch.cat([self._conditions(start), self._twice(past)], dim=1)
 
-    def open_between(self, first: Tensor, last: Tensor) -> None:
-        """Begin a window between two latent frames, codes (B, h w) each."""
+    def open_between(self, first: Tensor, last: Tensor, start: int) -> None:
+        """Begin the window that starts at a latent frame, between two; codes (B, h w) each."""
         self._cache.reset()
-        self._logits = self._gpt.step_ends(self._condition, first, last, self._cache)
+        ends = self._twice(first), self._twice(last)
+        self._logits = self._gpt.step_ends(self._conditions(start), *ends, self._cache)
 
     def read(self, ids: Tensor) -> None:
         """Go on with ids (B, n) that are known."""
-        self._logits, self._unread = None, ids
+        self._logits, self._unread = None, self._twice(ids)
+
+    def _conditions(self, start: int) -> Tensor:
+        condition = _window(self._condition, start)
+        if self._guidance == 1:
+            return condition
+        layout = self._gpt.config.condition
+        everything = torch.ones(self._batch, len(layout.parts), dtype=torch.bool)
+        return torch.cat([condition, drop_parts(layout, condition, everything)])
+
+    def _twice(self, ids: Tensor) -> Tensor:
+        return ids if self._guidance == 1 else ids.repeat(2, 1)
+
+    def _guided(self, logits: Tensor) -> Tensor:
+        """The logits to draw from, (B, V)."""
+        if self._guidance == 1:
+            return logits
+        with_it, without = logits.float().chunk(2)
+        return without + self._guidance * (with_it - without)
 
     def write(self, count: int, chosen_by: TokenFilter) -> Tensor:
         """Draw the next ids, (B, count)."""
         offset = 0 if chosen_by.condition_ids else self._gpt.config.condition.ids
-        chance = self._chances.draw(count, self._condition.device)
+        chance = self._chances.draw(count, self._device)
         drawn = []
         for position in range(count):
             logits = self._logits
             if logits is None:
+                assert self._unread is not None, "a window was opened"
                 logits = self._gpt.step(self._unread, self._cache)
+            logits = self._guided(logits)
             ids = choose(logits[:, offset:], chance[:, position], chosen_by)[:, None] + offset
             self.read(ids)
             drawn.append(ids)
             self._count()
         return torch.cat(drawn, dim=1)
+
+
+def _window(condition: Condition, start: int) -> Tensor:
+    """The condition of the window that starts at a latent frame."""
+    return condition if isinstance(condition, Tensor) else condition(start)
 
 
 def _codes(ids: Tensor, offset: int) -> Tensor:

@@ -12,9 +12,10 @@ from tatscli.config.gpt import GPTConfig
 from tatscli.config.train import GPTTrainConfig
 from tatscli.core.checkpoint import HEADER, TrainedVQGAN, gpt_header
 from tatscli.core.data.clips import Clip
+from tatscli.core.data.text import TextTokenizer
 from tatscli.core.data.tokens import TokenClip
-from tatscli.core.models.gpt import GPT, condition_ids, decay_groups
-from tatscli.core.training.losses import token_loss
+from tatscli.core.models.gpt import GPT, condition_ids, decay_groups, drop_parts
+from tatscli.core.training.losses import draw_dropped, token_loss
 from tatscli.core.training.stage import Stage
 
 ADAM_BETAS = (0.9, 0.95)
@@ -33,6 +34,8 @@ class GPTTraining(Stage):
         vqgan: Whose codes it writes; saved in every checkpoint.
         classes: Names of the classes, in the order of their ids.
         learning_rate: Rate in use, after any published rule.
+        text: The tokenizer of the captions, where they are a condition; saved as well.
+        sound: The VQGAN of the sound, where it is a condition; saved as well.
     """
 
     def __init__(
@@ -42,18 +45,22 @@ class GPTTraining(Stage):
         vqgan: TrainedVQGAN,
         classes: tuple[str, ...],
         learning_rate: float,
+        text: TextTokenizer | None = None,
+        sound: TrainedVQGAN | None = None,
     ) -> None:
         super().__init__(config.optim, config.train, learning_rate)
         self.config = config
         self.gpt = GPT(architecture)
-        self.classes = classes
-        self.trained_vqgan = vqgan
+        self.classes, self.text = classes, text
+        self.trained_vqgan, self.trained_sound = vqgan, sound
         self.vqgan = vqgan.model.requires_grad_(False)
+        self.sound = sound.model.requires_grad_(False) if sound else None
 
     def train(self, mode: bool = True) -> "GPTTraining":
-        """Switch the GPT; the VQGAN always stays in eval mode."""
+        """Switch the GPT; the VQGANs always stay in eval mode."""
         super().train(mode)
-        self.vqgan.eval()
+        for frozen in filter(None, (self.vqgan, self.sound)):
+            frozen.eval()
         return self
 
     def configure_optimizers(self) -> Any:
@@ -72,12 +79,13 @@ class GPTTraining(Stage):
     def training_step(self, batch: Clip | TokenClip, batch_index: int) -> None:
         """One step, over the parts of the batch."""
         [optimizer], [schedule] = self.optimizer_list(), self.scheduler_list()
-        clips, labels = cast(tuple[Tensor, Tensor], batch)
-        parts = list(zip(self.parts(clips), self.parts(labels), strict=True))
-        losses = []
-        for i, (some_clips, some_labels) in enumerate(parts):
+        fields = (*batch, self._dropped(len(batch[0])))
+        parts = list(zip(*(self.parts(cast(Tensor, field)) for field in fields), strict=True))
+        losses: list[dict[str, Tensor]] = []
+        for i, (*part, dropped) in enumerate(parts):
+            some = batch._replace(**dict(zip(batch._fields, part, strict=True)))
             with optimizer.toggle_model(sync_grad=i == len(parts) - 1):
-                loss = self._loss(some_clips, some_labels)
+                loss = self._loss(some, dropped)
                 self.must_be_finite({"loss": loss})
                 self.manual_backward(loss / len(parts))
             losses.append({"loss": loss})
@@ -89,21 +97,57 @@ class GPTTraining(Stage):
 
     def validation_step(self, batch: Clip | TokenClip, batch_index: int) -> None:
         """Loss on fixed clips."""
-        clips, labels = cast(tuple[Tensor, Tensor], batch)
-        self.add_validated({"loss": self._loss(clips, labels)}, len(clips))
+        self.add_validated({"loss": self._loss(batch)}, len(batch[0]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the file is."""
         checkpoint[HEADER] = gpt_header(
-            self.gpt.config, self.classes, self.trained_vqgan, self.global_step
+            self.gpt.config,
+            self.classes,
+            self.trained_vqgan,
+            self.global_step,
+            self.trained_sound,
+            self.text,
         )
 
-    def _loss(self, clips: Tensor, labels: Tensor) -> Tensor:
-        # Tokens come as integers (B, t, h, w), videos as floats (B, C, T, H, W).
-        codes = self.vqgan.encode(clips) if clips.is_floating_point() else clips.long()
-        config = self.gpt.config
-        codes = codes[:, :: config.latent_stride].flatten(1)
-        layout = config.condition
-        condition = condition_ids(layout, len(codes), labels if layout.part("label") else None)
-        logits = self.gpt(condition.to(codes.device), codes)
+    def codes(self, batch: Clip | TokenClip) -> Tensor:
+        """Codes (B, t, h, w) of a batch, which holds them or the videos."""
+        clips = batch[0]
+        return self.vqgan.encode(clips) if clips.is_floating_point() else clips.long()
+
+    def condition(self, batch: Clip | TokenClip) -> Tensor:
+        """The whole condition (B, c) of a batch, as joint ids; what a clip lacks is null."""
+        layout, labels, sound = self.gpt.config.condition, None, None
+        if part := layout.part("label"):
+            labels = cast(Tensor, batch.label)
+            labels = labels.where(labels >= 0, part.null_id)
+        if layout.part("sound"):
+            sound = batch.sound
+            if sound.is_floating_point():
+                assert self.trained_sound is not None, "a layout with sound has its VQGAN"
+                sound = self.trained_sound.sound_codes(sound)
+            sound = sound.flatten(1)
+        text = batch.text if layout.part("text") else None
+        return condition_ids(layout, len(batch[0]), labels, sound, text).to(self.device)
+
+    def _loss(self, batch: Clip | TokenClip, dropped: Tensor | None = None) -> Tensor:
+        config, condition = self.gpt.config, self.condition(batch)
+        if dropped is not None:
+            condition = drop_parts(config.condition, condition, dropped)
+        codes = self.codes(batch)[:, :: config.latent_stride].flatten(1)
+        logits = self.gpt(condition, codes)
         return token_loss(logits, codes, config, self.config.loss)
+
+    def _dropped(self, clips: int) -> Tensor:
+        """Which parts of the condition this step drops, bool (clips, parts)."""
+        parts = self.gpt.config.condition.parts
+        dropped = draw_dropped(
+            self.config.train.seed,
+            self.global_step,
+            len(parts),
+            max(part.dropout for part in parts),
+            clips,
+            self.global_rank,
+            self.trainer.world_size,
+        )
+        return dropped & torch.tensor([part.dropout > 0 for part in parts])

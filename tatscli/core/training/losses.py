@@ -58,6 +58,32 @@ def draw_frames(
     return torch.from_numpy(drawn[rank])
 
 
+def draw_dropped(
+    seed: int, step: int, parts: int, share: float, clips: int, rank: int = 0, world: int = 1
+) -> Tensor:
+    """Which parts of the condition are dropped, for each clip of a process in a step.
+
+    Each part is dropped for a share of the clips; half of that together with all the others, which
+    is what guidance compares with, the rest by itself. Drawn as by ``draw_frames``.
+
+    Args:
+        seed: Of the run.
+        step: Of the run.
+        parts: Parts of the condition.
+        share: Of the clips that a part is dropped for, in [0, 1).
+        clips: Clips of each process.
+        rank: The number of this process.
+        world: The number of processes.
+
+    Returns:
+        bool (clips, parts).
+    """
+    drawn = np.random.default_rng([seed, step]).random((world, clips, 1 + parts))[rank]
+    together = share / 2
+    alone = (share - together) / (1 - together)
+    return torch.from_numpy((drawn[:, :1] < together) | (drawn[:, 1:] < alone))
+
+
 def pick_frames(video: Tensor, index: Tensor) -> Tensor:
     """One frame of each clip: (B, C, T, H, W) and (B,) to (B, C, H, W)."""
     return video[torch.arange(len(video), device=video.device), :, index]

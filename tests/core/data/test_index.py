@@ -2,6 +2,7 @@ import logging
 import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -230,3 +231,257 @@ def test_where_each_class_has_one_video_every_class_is_still_trained_on(
     index = build_index(fill(tmp_path / "d", ["a/1.mp4", "b/2.mp4", "c/3.mp4"], video))
     assert {entry.label for entry in index.split("train")} == {0, 1, 2}
     assert {entry.first for entry in index.split("val")} == {18}
+
+
+def manifest(root: Path, text: str, name: str = "m.csv") -> Path:
+    (root / name).write_text(text)
+    return root / name
+
+
+def test_a_manifest_names_videos_with_splits_and_classes(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", ["x/a.mp4", "b.mp4", "c.mp4", "unlisted.mp4"], video)
+    write_png(root / "frames" / "0.png", np.zeros((8, 8, 3), np.uint8))
+    elsewhere = fill(tmp_path / "e", ["e.mp4"], video) / "e.mp4"
+    rows = [
+        "x/./a.mp4,train,dog",
+        "b.mp4,train,cat",
+        "c.mp4,validation,dog",
+        "frames,train,",
+        f"{elsewhere},val,",
+    ]
+    index = build_index(manifest(root, "path,split,label\n" + "\n".join(rows)))
+    assert (index.root, index.classes, index.problems) == (root, ("cat", "dog"), ())
+    assert [(e.path, e.kind, e.split, e.label) for e in index.entries] == [
+        (str(elsewhere), "file", "val", -1),
+        ("b.mp4", "file", "train", 0),
+        ("c.mp4", "file", "val", 1),
+        ("frames", "frames", "train", -1),
+        ("x/a.mp4", "file", "train", 1),
+    ]
+    assert index.root / index.entries[0].path == elsewhere
+
+
+def test_a_part_of_a_video_is_the_frames_from_start_up_to_end(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", ["a.mp4", "b.mp4"], video)  # 20 frames, 8 a second
+    text = "path,split,start,end\na.mp4,train,,0.5\na.mp4,train,0.5,\na.mp4,val,.51,9\nb.mp4,val,,"
+    index = build_index(manifest(root, text))
+    assert [(e.path, e.split, e.first, e.stop) for e in index.entries] == [
+        ("a.mp4", "train", 0, 4),
+        ("a.mp4", "train", 4, 20),
+        ("a.mp4", "val", 5, 20),
+        ("b.mp4", "val", 0, 20),
+    ]
+
+
+def test_a_video_of_several_rows_is_probed_once_and_cached(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", ["a.mp4", "b.mp4"], video)
+    file = manifest(root, "path,start,split\na.mp4,0,train\na.mp4,1,train\nb.mp4,,val\n")
+    calls: list[tuple[int, int]] = []
+    for _ in range(2):
+        index = build_index(file, progress=lambda *count: calls.append(count))
+        assert len(index.entries) == 3
+        assert calls == [(1, 2), (2, 2)]
+    os.utime(root / "b.mp4", (1, 1))
+    build_index(file, progress=lambda *count: calls.append(count))
+    assert len(calls) == 4
+
+
+def test_what_a_manifest_names_in_vain_is_left_out_or_with_strict_an_error(
+    tmp_path: Path, video: bytes
+) -> None:
+    root = fill(tmp_path / "d", ["a.mp4", "b.mp4"], video)
+    (root / "empty").mkdir()
+    text = "path,start\na.mp4,\nb.mp4,\ngone*.mp4,\nempty,\nb.mp4,2.5\n"
+    index = build_index(manifest(root, text))
+    assert [(problem.path, problem.reason) for problem in index.problems] == [
+        ("empty", "no images in it"),
+        ("gone*.mp4", "No such file or directory"),
+        ("b.mp4", "no frame at 2.5 s or later, as line 6 of m.csv wants; its last is at 2.375 s"),
+    ]
+    assert [entry.path for entry in index.entries] == ["a.mp4", "b.mp4"]
+    with pytest.raises(DataError, match="d/empty: no images in it"):
+        build_index(root / "m.csv", strict=True)
+    with pytest.raises(DataError, match=r"n.csv: none of its 1 videos .* x.mp4: No such"):
+        build_index(manifest(root, "path\nx.mp4\n", "n.csv"))
+
+
+def test_a_manifest_without_splits_holds_out_a_tenth_of_each_class(
+    tmp_path: Path, video: bytes
+) -> None:
+    names = [f"{n}.mp4" for n in range(40)]
+    root = fill(tmp_path / "d", names, video)
+    for split in ("", "train"):  # the latter leaves nothing for validation either
+        rows = [f"{name},{split},{'ape' if n < 20 else ''}" for n, name in enumerate(names)]
+        index = build_index(manifest(root, "path,split,label\n" + "\n".join(rows)))
+        assert index.classes == ("ape",)
+        assert sorted(entry.label for entry in index.split("val")) == [-1, -1, 0, 0]
+
+
+def test_all_parts_of_a_video_are_held_out_together(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", [f"{n}.mp4" for n in range(5)], video)
+    (root / "link.mp4").symlink_to(root / "0.mp4")
+    (root / "1.mp4").unlink()
+    os.link(root / "0.mp4", root / "1.mp4")
+    names = ["0", "1", "2", "3", "4", "link"]
+    rows = [f"{name}.mp4,{start},{start}" for name in names for start in range(3)]
+    index = build_index(manifest(root, "path,start,label\n" + "\n".join(rows)))
+    of = {name: {e.split for e in index.entries if e.path == f"{name}.mp4"} for name in names}
+    assert len(index.entries) == 18
+    assert all(len(splits) == 1 for splits in of.values())
+    assert of["0"] == of["1"] == of["link"]
+    assert index.split("val")
+
+
+def test_rows_without_a_split_follow_their_video_or_the_hash(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", [f"{n}.mp4" for n in range(32)], video)
+    rows = ["0.mp4,val,0", "0.mp4,,1", "1.mp4,train,0", "1.mp4,,1"]
+    rows += [f"{n}.mp4,,0" for n in range(2, 32)]
+    index = build_index(manifest(root, "path,split,start\n" + "\n".join(rows)))
+    assert {(e.path, e.split) for e in index.entries if e.path in ("0.mp4", "1.mp4")} == {
+        ("0.mp4", "val"),
+        ("1.mp4", "train"),
+    }
+    assert len(index.split("val")) == 2 + 3
+    text = "path,split,start\n0.mp4,val,0\n0.mp4,train,1\n0.mp4,,2\n"
+    with pytest.raises(DataError, match=r"m\.csv, line 4: split is empty, .* 0\.mp4"):
+        build_index(manifest(root, text))
+
+
+def test_a_class_that_one_video_shows_is_never_held_out(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", [f"{n}.mp4" for n in range(9)], video)
+    rows = [f"{n}.mp4,0,all\n{n}.mp4,1,{n if n != 4 else 5}" for n in range(9)]
+    index = build_index(manifest(root, "path,start,label\n" + "\n".join(rows)))
+    assert {entry.path for entry in index.split("val")} <= {"4.mp4", "5.mp4"}
+    assert len(index.split("val")) == 2
+    assert len(index.classes) == 9
+
+
+def test_parts_of_a_single_video_give_their_last_tenths_and_none_leaks(
+    tmp_path: Path, video: bytes
+) -> None:
+    root = fill(tmp_path / "d", ["a.mp4"], video)
+    text = "path,start,end\na.mp4,0,1.25\na.mp4,1.25,2.5\n"
+    index = build_index(manifest(root, text))
+    assert [(e.split, e.first, e.stop) for e in index.entries] == [
+        ("train", 0, 9), ("val", 9, 10), ("train", 10, 19), ("val", 19, 20),
+    ]  # fmt: skip
+    index = build_index(manifest(root, "path,start,end\na.mp4,0,1.25\na.mp4,1,2.5\n"))
+    assert [(e.split, e.first, e.stop) for e in index.entries] == [
+        ("train", 0, 10), ("train", 8, 18), ("val", 18, 20),
+    ]  # fmt: skip
+
+
+def test_rows_for_testing_are_set_aside_where_others_validate(
+    tmp_path: Path, video: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = fill(tmp_path / "d", ["a.mp4", "b.mp4", "c.mp4"], video)
+    text = "path,split\na.mp4,train\nb.mp4,test\n"
+    assert [e.path for e in build_index(manifest(root, text)).split("val")] == ["b.mp4"]
+    with caplog.at_level(logging.WARNING):
+        index = build_index(manifest(root, text + "c.mp4,val\n"))
+    assert [e.path for e in index.split("val")] == ["c.mp4"]
+    assert "the 1 rows of test are left out" in caplog.text
+
+
+def test_an_unseen_class_of_a_manifest_is_an_error_that_names_it(
+    tmp_path: Path, video: bytes
+) -> None:
+    root = fill(tmp_path / "d", ["a.mp4", "b.mp4"], video)
+    text = "path,split,label\na.mp4,train,ape\nb.mp4,val,zebra\n"
+    with pytest.raises(DataError, match=r"m\.csv: classes .*: zebra; the training split has ape"):
+        build_index(manifest(root, text))
+
+
+def test_captions_and_sound_lie_beside_their_videos(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", ["val/a.b.mp4", "train/x/c.mp4", "train/d.mp4"], video)
+    for name in ("train/x/f.1", "val/f.1"):
+        write_png(root / name / "0.png", np.zeros((8, 8, 3), np.uint8))
+    fill(root, ["val/a.b.WAV", "train/x/f.1.wav", "train/c.wav", "val/f.1/f.1.wav"], b"RIFF")
+    fill(root, ["val/a.b.txt"], b"\xef\xbb\xbfA  cat\tsits\r\n\r\n caf\xe9 \n")
+    fill(root, ["train/x/f.1.txt"], "ein Gerät\nzwei".encode())
+    fill(root, ["train/d.txt", "train/x.txt"], b"")
+    found = {e.path: (e.captions, e.sound, e.has_sound) for e in build_index(root).entries}
+    assert found == {
+        "train/d.mp4": ((), "", False),
+        "train/x/c.mp4": ((), "", False),
+        "train/x/f.1": (("ein Gerät", "zwei"), "train/x/f.1.wav", True),
+        "val/a.b.mp4": (("A cat sits", "caf\ufffd"), "val/a.b.WAV", True),
+        "val/f.1": ((), "", False),
+    }
+
+
+def test_captions_are_read_anew_though_the_index_is_cached(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", ["a.mp4", "b.mp4"], video)
+    calls: list[tuple[int, int]] = []
+    for text in ("one", "two"):
+        (root / "a.txt").write_text(text)
+        index = build_index(root, progress=lambda *count: calls.append(count))
+        assert index.entries[0].captions == (text,)
+    assert len(calls) == 2
+
+
+def test_a_dataset_that_is_one_folder_of_frames_has_them_beside_it(tmp_path: Path) -> None:
+    write_png(tmp_path / "d" / "0.png", np.zeros((8, 8, 3), np.uint8))
+    fill(tmp_path, ["d.txt"], b"a square")
+    fill(tmp_path, ["d.wav"], b"RIFF")
+    entry = build_index(tmp_path / "d").entries[0]
+    assert entry.captions == ("a square",)
+    assert (tmp_path / "d" / entry.sound).samefile(tmp_path / "d.wav")
+
+
+def test_the_captions_of_a_row_go_before_those_beside_its_video(
+    tmp_path: Path, video: bytes
+) -> None:
+    root = fill(tmp_path / "d", ["x/a.mp4", "x/b.mp4"], video)
+    away = fill(tmp_path / "e", ["c.mp4"], video)
+    fill(root, ["x/a.txt", "x/b.txt"], b"from the file")
+    fill(away, ["c.txt"], b"far away")
+    fill(away, ["c.wav"], b"RIFF")
+    text = f"path,caption\nx/a.mp4,one\nx/b.mp4,\n{away}/c.mp4,\nx/a.mp4,two\n"
+    index = build_index(manifest(root, text))
+    assert {e.path: (e.captions, e.sound) for e in index.entries} == {
+        "x/a.mp4": (("one", "two"), ""),
+        "x/b.mp4": (("from the file",), ""),
+        f"{away}/c.mp4": (("far away",), f"{away}/c.wav"),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".wav"])
+def test_what_lies_beside_a_video_and_cannot_be_read_is_an_error(
+    tmp_path: Path, video: bytes, suffix: str
+) -> None:
+    root = fill(tmp_path / "d", ["a.mp4", "b.mp4"], video)
+    (root / f"a{suffix}").symlink_to(root / "nowhere")
+    with pytest.raises(DataError, match=rf"a\{suffix}: No such file"):
+        build_index(root)
+    (root / f"a{suffix}").unlink()
+    os.mkfifo(root / f"a{suffix}")
+    with pytest.raises(DataError, match=rf"a\{suffix}: not a regular file"):
+        build_index(root)
+
+
+def test_a_file_that_is_no_dataset_gets_a_list_of_what_is(tmp_path: Path, video: bytes) -> None:
+    with pytest.raises(DataError, match="a file, not a folder") as caught:
+        build_index(fill(tmp_path, ["a.mp4"], video) / "a.mp4")
+    assert ".jsonl" in caught.value.hint
+    assert ".hdf5" in caught.value.hint
+    with pytest.raises(DataError, match=r"m\.tsv: no such file"):
+        build_index(tmp_path / "m.tsv")
+
+
+def test_the_sound_of_a_file_is_kept_with_the_index(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "d.mkv"), "w") as container:
+        picture, sound = (
+            container.add_stream("ffv1", rate=8),
+            container.add_stream("aac", rate=8000),
+        )
+        picture.width = picture.height = 16
+        container.mux(picture.encode(av.VideoFrame(16, 16, "yuv420p")))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+        silence.rate = 8000
+        for stream, frame in ((sound, silence), (sound, None), (picture, None)):
+            container.mux(stream.encode(frame))
+    root = fill(tmp_path / "d", ["a.mkv", "b.mkv"], (tmp_path / "d.mkv").read_bytes())
+    for _ in range(2):
+        entry = build_index(root).entries[0]
+        assert (entry.info.sound, entry.sound, entry.has_sound) == (True, "", True)

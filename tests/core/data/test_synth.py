@@ -6,7 +6,16 @@ import pytest
 
 from tatscli.config.synth import SynthConfig
 from tatscli.core.data.index import build_index
-from tatscli.core.data.synth import SHAPES, shape_clip, write_dataset
+from tatscli.core.data.sound import SOUND_RATE, read_sound
+from tatscli.core.data.synth import (
+    SHAPES,
+    Motion,
+    caption,
+    draw_motion,
+    motion_sound,
+    shape_clip,
+    write_dataset,
+)
 from tatscli.core.data.video import Frames, probe, read_frames
 from tatscli.errors import DataError
 
@@ -104,6 +113,86 @@ def test_the_seed_decides_and_more_videos_keep_the_earlier_ones(tmp_path: Path) 
         return read_frames(path, probe(path), range(3)).tobytes()
 
     assert first("a", 1, seed=1) == first("b", 3, seed=1) != first("c", 1, seed=2)
+
+
+def moving(x: float, y: float, side: float = 64.0) -> Motion:
+    """From the middle of a frame."""
+    return Motion(np.full(2, side / 2), np.array([x, y]), 0.36 * side, 0.64 * side)
+
+
+def pitches(samples: npt.NDArray[np.float32], pieces: int) -> npt.NDArray[np.float64]:
+    """The strongest pitch of each piece in Hz."""
+    cut = samples[: len(samples) // pieces * pieces].reshape(pieces, -1)
+    spectra = np.abs(np.fft.rfft(cut * np.hanning(cut.shape[1]), 8192))
+    strongest: npt.NDArray[np.float64] = spectra.argmax(1) * SOUND_RATE / 8192
+    return strongest
+
+
+def test_captions_say_what_moves_where_at_first() -> None:
+    assert caption("circle", moving(-1.0, 0.9)) == "a red circle moves left"
+    assert caption("square", moving(1.0, -0.9)) == "a green square moves right"
+    assert caption("triangle", moving(0.2, -0.9)) == "a blue triangle moves up"
+    assert caption("star", moving(-0.2, 0.9)) == "a yellow star moves down"
+    assert caption("cross", moving(0.0, 1.0)) == "a magenta cross moves down"
+    assert caption("ring", moving(1.0, 0.0)) == "a cyan ring moves right"
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3, 4])  # with 1, it starts at a wall
+def test_captions_tell_the_direction_that_is_seen(seed: int) -> None:
+    clip = shape_clip("circle", 64, 2, np.random.default_rng(seed))
+    (top, left), (down, right) = (np.argwhere(frame).mean(0) for frame in mask(clip))
+    words = caption("circle", draw_motion(64, np.random.default_rng(seed))).split()
+    steps = {"left": left - right, "right": right - left, "up": top - down, "down": down - top}
+    assert max(steps, key=steps.__getitem__) == words[-1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_pitch_follows_the_height_in_the_register_of_the_class(shape: str) -> None:
+    motion = moving(0.1, 1.0)
+    samples = motion_sound(shape, 64, 8, motion).samples[0]
+    heard = pitches(samples, 64)
+    lowest = 300 * 1.7 ** SHAPES.index(shape)
+    assert 0.98 * lowest < heard.min() < 1.1 * lowest
+    assert 1.35 * lowest < heard.max() < 1.52 * lowest
+    height = -motion.places(np.arange(64) + 0.5)[:, 1]
+    assert np.corrcoef(heard, height)[0, 1] > 0.98
+
+
+def test_the_loudness_follows_the_way_across() -> None:
+    samples = motion_sound("circle", 16, 8, moving(0.5, 0.0)).samples[0]
+    loudness = np.abs(samples.reshape(16, -1)).max(1)
+    assert (np.diff(loudness) > 0).all()
+    assert 0.2 < loudness.min() < loudness.max() <= 0.6
+
+
+def test_the_sound_has_no_jumps_between_frames() -> None:
+    for shape in SHAPES:
+        track = motion_sound(shape, 32, 8, moving(1.5, -1.3))
+        assert (track.samples.shape, track.rate) == ((1, 4 * SOUND_RATE), SOUND_RATE)
+        bends = np.abs(np.diff(track.samples[0], 2))
+        borders = np.arange(1, 32) * (SOUND_RATE // 8)
+        assert bends[borders - 2].max() <= bends.max()
+        around = np.delete(bends, np.concatenate([borders - 2, borders - 1]))
+        assert bends.max() <= 1.01 * around.max()
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9", "ffv1"])
+def test_videos_have_their_captions_beside_and_their_sound_inside(
+    tmp_path: Path, codec: str
+) -> None:
+    settings = {"train_videos": 1, "test_videos": 1, "classes": 2, "video_frames": 8, "size": 32}
+    write_dataset(tmp_path / "d", SynthConfig.model_validate({**settings, "codec": codec}))
+    videos = sorted(path for path in tmp_path.rglob("000.*") if path.suffix != ".txt")
+    assert len(videos) == 4
+    for path in videos:
+        shape, split = path.parent.name, path.parent.parent.name
+        key = [0, split == "test", SHAPES.index(shape), 0]
+        motion = draw_motion(32, np.random.default_rng(key))
+        words = path.with_suffix(".txt").read_text(encoding="utf-8")
+        assert words == f"{caption(shape, motion)}\n"
+        heard = read_sound(path, 0.0, 1.0)[0]
+        meant = motion_sound(shape, 8, 8, motion).samples[0]
+        assert np.corrcoef(heard, meant)[0, 1] > 0.99
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:

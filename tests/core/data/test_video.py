@@ -178,6 +178,8 @@ def test_sound_and_covers_do_not_disturb(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", stamped(10), audio=True)
     info = probe(path)
     assert numbers(read_frames(path, info, [9])) == [9]
+    assert info.sound
+    assert not probe(encode(tmp_path / "b.mp4", stamped(1))).sound
 
 
 @pytest.mark.parametrize("size", [16, 33, 64])
@@ -313,6 +315,14 @@ def test_bad_files_are_named_with_the_cause(tmp_path: Path) -> None:
             probe(path)
     with pytest.raises(DataError, match=r"nothing.mp4: No such file"):
         probe(tmp_path / "nothing.mp4")
+
+
+def test_a_name_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("1", "2", "%d"):
+        write_png(tmp_path / f"{name}.png", np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(DataError, match=r"%d\.png: numbered images, not a video"):
+        probe(tmp_path / "%d.png")
+    assert len(probe(tmp_path / "1.png").times) == 1
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -1,0 +1,321 @@
+"""What samples are asked to show: class, text and sound, and the condition that makes of them.
+
+Letters: B samples, T frames of a window, c condition tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tatscli.app.encode import check_sound_vqgan, check_tokenizer, read_sound_vqgan
+from tatscli.app.given import GivenClips
+from tatscli.app.reporting import Reporter
+from tatscli.config.sample import ConditionConfig
+from tatscli.core.checkpoint import TrainedGPT, find_checkpoint
+from tatscli.core.data.sound import Track, has_sound, read_sound, sound_patches
+from tatscli.core.data.text import read_tokenizer
+from tatscli.core.models.gpt import condition_ids, drop_parts
+from tatscli.errors import ConfigError, DataError
+
+OPTIONS = {"label": "--label NAME", "text": "--text TEXT", "sound": "--audio FILE"}
+"""What asks for each part of a condition."""
+CLOSE = 3
+"""Classes that are named where one is not known."""
+_TEXTS = "--texts takes a text file, one text a line"
+HEARD_RATE = 48000
+"""Samples per second of the sound in the files that are written."""
+
+
+@dataclass(frozen=True)
+class SoundFile:
+    """Where the sound of a sample is.
+
+    Attributes:
+        path: A file with sound.
+        start: Seconds in it at which the sample begins.
+    """
+
+    path: Path
+    start: float = 0.0
+
+    def patches(self, first: int, frames: int, rate: float) -> Tensor:
+        """The sound of frames from one on, float32 (1, T, 64, 16)."""
+        edges = np.arange(first, first + frames + 1) / rate
+        return sound_patches(self.path, edges, self.start)
+
+    def track(self, seconds: float) -> Track:
+        """The sound as it is heard, from the sample's beginning on."""
+        samples = read_sound(self.path, self.start, self.start + seconds, HEARD_RATE, channels=2)
+        return Track(samples, HEARD_RATE)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a sample is asked to show; None where nothing is asked.
+
+    Attributes:
+        label: Name of a class.
+        text: A text.
+        sound: What is heard.
+    """
+
+    label: str | None = None
+    text: str | None = None
+    sound: SoundFile | None = None
+
+    @property
+    def kinds(self) -> set[str]:
+        """The parts of a condition that are asked for."""
+        return {kind for kind in OPTIONS if getattr(self, kind) is not None}
+
+    def listed(self) -> dict[str, Any]:
+        """For the listing of the samples."""
+        found: dict[str, Any] = {"label": self.label}
+        if self.text is not None:
+            found["text"] = self.text
+        if self.sound is not None:
+            found["audio"] = str(self.sound.path)
+        return found
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What each sample of a set is asked to show.
+
+    Attributes:
+        trained: The GPT that begins the samples.
+        common: What all of them are asked for.
+        texts: Texts that they take in turn.
+        in_turn: Whether they take the classes of the model in turn.
+        given: Videos whose class, caption and sound they take, where nothing else is asked.
+    """
+
+    trained: TrainedGPT
+    common: Asked
+    texts: tuple[str, ...] = ()
+    in_turn: bool = False
+    given: GivenClips | None = None
+
+    def __call__(self, number: int) -> Asked:
+        """What the sample of a number is asked to show."""
+        asked = self.common
+        if self.texts:
+            asked = replace(asked, text=self.texts[number % len(self.texts)])
+        if self.given:
+            asked = self._like_video(asked, number)
+        classes = self.trained.classes
+        if self.in_turn and asked.label is None:
+            asked = replace(asked, label=classes[number % len(classes)])
+        return asked
+
+    def _like_video(self, asked: Asked, number: int) -> Asked:
+        assert self.given is not None
+        layout, video = self.trained.model.config.condition, self.given
+        name, place = video.class_name(number), video.sound(number)
+        label = name if layout.part("label") and name in self.trained.classes else None
+        text = (video.caption(number) or None) if layout.part("text") else None
+        sound = SoundFile(*place) if layout.part("sound") and place else None
+        return Asked(asked.label or label, asked.text or text, asked.sound or sound)
+
+
+def wishes(
+    config: ConditionConfig,
+    class_cond: bool,
+    gpts: Sequence[TrainedGPT],
+    file: Path,
+    samples: int,
+    given: GivenClips | None,
+    reporter: Reporter,
+) -> Wishes:
+    """What the samples are asked to show, found to be what the models know.
+
+    Classes are taken in turn where nothing says which, unless something else is asked for that the
+    model can show of any class.
+
+    Args:
+        config: What is asked for.
+        class_cond: Whether classes are to be taken in turn.
+        gpts: The GPT that begins the samples, and the one that fills in.
+        file: Where the former is.
+        samples: How many there will be.
+        given: Videos that the samples go on from, or are to be like.
+        reporter: Told about texts that are cut.
+
+    Raises:
+        ConfigError: The model has no such condition or class, or needs one that is not asked for.
+        CheckpointError: A tokenizer or VQGAN of sound is not the one trained with.
+        DataError: A file cannot be read.
+    """
+    trained = gpts[0]
+    file = find_checkpoint(file)
+    _check_parts(config, class_cond, trained, file)
+    _check_checks(config, trained, file)
+    sound = None
+    if config.audio:
+        if not config.audio.exists():
+            raise DataError(f"{config.audio} does not exist", "--audio takes a file with sound")
+        if not has_sound(config.audio):
+            raise DataError(f"{config.audio} has no sound", "--audio takes a file with sound")
+        sound = SoundFile(config.audio)
+    texts = _read_texts(config.texts) if config.texts else ()
+    common = Asked(config.label or None, config.text or None, sound)
+    has_labels = trained.model.config.condition.part("label") is not None
+    is_free = not (common.kinds or texts) or not _learnt(trained, "label")
+    in_turn = has_labels and (class_cond or is_free or given is not None)
+    found = Wishes(trained, common, texts, in_turn, given)
+    for number in range(samples):
+        _check_enough(found(number), gpts, file)
+    _note_cut(found, reporter)
+    return found
+
+
+def window_condition(
+    trained: TrainedGPT, asked: Sequence[Asked], rate: float
+) -> Callable[[int], Tensor]:
+    """The condition (B, c) of the window that starts at a latent frame, in the ids of a GPT.
+
+    Label and text are the same in every window, sound advances with it; what is not asked for is
+    null.
+
+    Args:
+        trained: The GPT.
+        asked: What each sample is to show.
+        rate: Frames per second of the samples.
+    """
+    layout, device = trained.model.config.condition, trained.model.pos_emb.device
+    labels = text = None
+    if layout.part("label"):
+        names = [wish.label or trained.classes[0] for wish in asked]
+        labels = torch.tensor([trained.classes.index(name) for name in names])
+    if layout.part("text"):
+        assert trained.text is not None, "a layout with text has its tokenizer"
+        text = torch.stack([trained.text.encode(wish.text or "") for wish in asked])
+    dropped = torch.tensor(
+        [[part.kind not in wish.kinds for part in layout.parts] for wish in asked]
+    )
+    frames = trained.vqgan.clip.frames
+    factor = trained.vqgan.model.config.downsample[0]
+
+    def condition(start: int) -> Tensor:
+        sound = _sound_codes(trained, asked, start * factor, frames, rate)
+        ids = condition_ids(layout, len(asked), labels, sound, text)
+        return drop_parts(layout, ids, dropped).to(device)
+
+    return condition
+
+
+@torch.no_grad()
+def _sound_codes(
+    trained: TrainedGPT, asked: Sequence[Asked], first: int, frames: int, rate: float
+) -> Tensor | None:
+    """Codes (B, tokens) of what is heard from a frame on; zeros where nothing is asked."""
+    part, vqgan = trained.model.config.condition.part("sound"), trained.sound
+    if part is None or vqgan is None:
+        return None
+    device = next(vqgan.model.parameters()).device
+    known: dict[SoundFile | None, Tensor] = {None: torch.zeros(part.tokens, dtype=torch.long)}
+    for wish in asked:
+        if wish.sound and wish.sound not in known:
+            patches = wish.sound.patches(first, frames, rate)[None]
+            known[wish.sound] = vqgan.sound_codes(patches.to(device)).flatten().cpu()
+    return torch.stack([known[wish.sound] for wish in asked])
+
+
+def _check_parts(
+    config: ConditionConfig, class_cond: bool, trained: TrainedGPT, file: Path
+) -> None:
+    """The model has the parts of the condition that are asked for, and knows the class."""
+    layout = trained.model.config.condition
+    wanted = {
+        "--class-cond": (class_cond, "label"),
+        "--label": (bool(config.label), "label"),
+        "--text": (bool(config.text), "text"),
+        "--texts": (config.texts is not None, "text"),
+        "--tokenizer": (config.tokenizer is not None, "text"),
+        "--audio": (config.audio is not None, "sound"),
+        "--sound-vqgan": (config.sound_vqgan is not None, "sound"),
+    }
+    kinds = [part.kind for part in layout.parts]
+    held = "no condition" if kinds == ["start"] else f"as condition: {', '.join(kinds)}"
+    for option, (given, kind) in wanted.items():
+        if given and kind not in kinds:
+            raise ConfigError(
+                f"{option}, but {file} has {held}",
+                f"leave the option out, or train with --condition {kind}",
+            )
+    if config.label and config.label not in trained.classes:
+        known = trained.classes
+        near = get_close_matches(config.label, known, CLOSE, cutoff=0.0)
+        raise ConfigError(
+            f"--label {config.label}: {file} knows {len(known)} classes, and not this one",
+            f"the closest: {', '.join(near)}",
+        )
+    if config.guidance != 1 and not any(part.dropout for part in layout.parts):
+        if kinds == ["start"]:
+            raise ConfigError(
+                f"--guidance {config.guidance:g}, but {file} has no condition to go beyond",
+                "leave the option out, or train with --condition",
+            )
+        raise ConfigError(
+            f"--guidance {config.guidance:g}, but {file} never learnt what comes without its "
+            f"condition ({', '.join(kinds)})",
+            "train with --condition-dropout 0.1",
+        )
+
+
+def _check_checks(config: ConditionConfig, trained: TrainedGPT, file: Path) -> None:
+    """A tokenizer or a VQGAN of sound that is given must be the one trained with."""
+    if config.tokenizer:
+        assert trained.text is not None
+        check_tokenizer(trained.text, read_tokenizer(config.tokenizer, ()), file, config.tokenizer)
+    if config.sound_vqgan:
+        assert trained.sound is not None
+        given = read_sound_vqgan(config.sound_vqgan)
+        check_sound_vqgan(trained.sound, given, file, config.sound_vqgan)
+
+
+def _learnt(trained: TrainedGPT, kind: str) -> bool:
+    """Whether a model has learnt to do without a part of its condition."""
+    part = trained.model.config.condition.part(kind)
+    return part is None or part.dropout > 0
+
+
+def _check_enough(asked: Asked, gpts: Sequence[TrainedGPT], file: Path) -> None:
+    """Something is asked for, and all that a model cannot do without."""
+    parts = {part.kind for gpt in gpts for part in gpt.model.config.condition.parts} - {"start"}
+    missing = sorted(parts - asked.kinds)
+    if parts and (not asked.kinds or any(not _learnt(g, kind) for g in gpts for kind in missing)):
+        options = " or ".join(OPTIONS[kind] for kind in missing)
+        raise ConfigError(
+            f"{file} is conditioned on {', '.join(sorted(parts))}, and nothing says what to show",
+            f"add {options}, or --context VIDEO to take it from a video",
+        )
+
+
+def _read_texts(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path}: {reason}", _TEXTS) from error
+    texts = tuple(" ".join(line.split()) for line in lines if line.strip())
+    if not texts:
+        raise DataError(f"{path}: no text in it", _TEXTS)
+    return texts
+
+
+def _note_cut(found: Wishes, reporter: Reporter) -> None:
+    """Say which texts are longer than the model takes."""
+    tokenizer = found.trained.text
+    for text in dict.fromkeys(filter(None, (*found.texts, found.common.text))):
+        if tokenizer and (length := tokenizer.length(text)) > tokenizer.tokens:
+            reporter.warn(
+                f"a text of {length} tokens is cut to the {tokenizer.tokens} that the model takes: "
+                f"{tokenizer.kept(text)!r}"
+            )
