@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from tatscli.app.data import name_problems, problem_of
 from tatscli.app.devices import choose_device
@@ -236,16 +237,32 @@ class _Side:
         return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") / 2**64
 
 
+def read_listing(folder: Path) -> list[dict[str, Any]]:
+    """What is known about each sample of a folder.
+
+    Raises:
+        DataError: The folder holds no samples, or its listing is damaged.
+    """
+    file = folder / LISTING
+    try:
+        listed = json.loads(file.read_text(encoding="utf-8"))["samples"]
+        found = [dict(sample) for sample in listed if sample["file"]]
+    except OSError as error:
+        raise DataError(
+            f"{file}: {error.strerror}", "give a folder that tats sample wrote"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is damaged: {error!r}", "sample again, or remove it") from None
+    if not found:
+        raise DataError(f"{file} lists no samples", "sample again, or remove it")
+    return found
+
+
 def _listed(root: Path) -> set[str] | None:
     """Paths of the samples in a folder that tats sample wrote, lossless where there are."""
-    file = root / LISTING
-    if not file.is_file():
+    if not (root / LISTING).is_file():
         return None
-    try:
-        samples = json.loads(file.read_text(encoding="utf-8"))["samples"]
-        return {sample.get("lossless", sample["file"]) for sample in samples}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is damaged: {error!r}", "sample again, or remove it") from None
+    return {sample.get("lossless", sample["file"]) for sample in read_listing(root)}
 
 
 def _whole(entry: VideoEntry) -> VideoEntry:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tatscli.app.asked import SoundFile, Wishes, wishes
 from tatscli.app.devices import choose_device
-from tatscli.app.evaluate import LEAST_FRAMES, LISTING, FVDResult, evaluate_fvd
+from tatscli.app.evaluate import LEAST_FRAMES, LISTING, FVDResult, evaluate_fvd, read_listing
 from tatscli.app.given import GivenClips, check_given, open_given
 from tatscli.app.pictures import DEFAULT_RATE, enlarged, strip
 from tatscli.app.reporting import Reporter, Silent
@@ -226,7 +226,7 @@ def read_samples(folder: Path) -> tuple[Tensor, list[str | None]]:
     Returns:
         float32 (samples, C, T, H, W) in [-0.5, 0.5], and a name, or None, for each.
     """
-    listed = json.loads((folder / LISTING).read_text(encoding="utf-8"))["samples"]
+    listed = read_listing(folder)
     videos = []
     for sample in listed:
         path = folder / sample.get("lossless", sample["file"])

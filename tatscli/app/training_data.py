@@ -265,12 +265,12 @@ def _sound_of_tokens(
             f"{fingerprint}",
             "encode again with a new --out folder",
         )
+    if config.sound_vqgan and not (start and start.resumed):
+        given = read_sound_vqgan(config.sound_vqgan)
+        check_sound_vqgan(sound, given, folder, config.sound_vqgan)
     if start and start.gpt.sound:
         check_sound_vqgan(start.gpt.sound, sound, start.source, file)
         return start.gpt.sound
-    if config.sound_vqgan:
-        given = read_sound_vqgan(config.sound_vqgan)
-        check_sound_vqgan(sound, given, folder, config.sound_vqgan)
     return sound
 
 

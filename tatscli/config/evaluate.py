@@ -42,6 +42,19 @@ class FVDConfig(Config):
     compute: DeviceConfig = Field(default_factory=DeviceConfig)
 
 
+class ClassesConfig(Config):
+    """How classes are read."""
+
+    frames: int = Field(8, ge=1)
+    """Frames of each clip that are looked at."""
+    clips: int = Field(512, ge=2)
+    """Clips at most that the probe is trained on, and as many held-out ones that it is tried on."""
+    frame_rate: float = Field(0.0, ge=0)
+    """Frames per second at which real videos are read; 0 keeps their own rates."""
+    seed: int = Field(0, ge=0)
+    """Seed of the probe."""
+
+
 class HeldOutDataConfig(GPTDataConfig):
     """Data."""
 

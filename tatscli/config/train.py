@@ -145,6 +145,14 @@ class ComputeConfig(Config):
     """Share batch statistics between GPUs, as the published code does; no effect on one."""
 
 
+def _given(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """What a section is given before it is checked."""
+    held = values.get(section)
+    if isinstance(held, Config):
+        return held.model_dump(exclude_unset=True)
+    return dict(held) if isinstance(held, Mapping) else {}
+
+
 class VQGANTrainConfig(Config):
     """Everything a VQGAN run needs."""
 
@@ -159,12 +167,12 @@ class VQGANTrainConfig(Config):
     @classmethod
     def _sound_recipe(cls, values: Any) -> Any:
         """Fill in what sound asks for; weights that a run starts from bring their own model."""
-        data = values.get("data")
-        if not isinstance(data, Mapping) or data.get("input") != "sound":
+        data, model, loss, loop = (_given(values, n) for n in ("data", "model", "loss", "train"))
+        if data.get("input") != "sound":
             return values
-        starts = (values.get("train") or {}).get("init")
-        names = ("loss",) if starts else ("model", "loss")
-        filled = {name: _SOUND_RECIPE[name] | dict(values.get(name) or {}) for name in names}
+        filled = {"loss": _SOUND_RECIPE["loss"] | loss}
+        if not loop.get("init"):
+            filled["model"] = _SOUND_RECIPE["model"] | model
         return values | filled
 
     @model_validator(mode="after")

@@ -46,6 +46,26 @@ def test_published_names_are_accepted(resolved, spelling):
     assert config.model.codes == 512
 
 
+@pytest.mark.parametrize(
+    ("published", "condition"), [("label", "label"), ("text", "text"), ("stft", "sound")]
+)
+def test_published_values_become_ours(tats, receive, published, condition):
+    received = receive("tatscli.app.train.train_gpt")
+    outcome = tats("gpt", "train", "--data", "videos", "--cond_stage_key", published)
+    assert outcome.code == 0, outcome.err
+    assert received[0][0].model.condition == condition
+
+
+def test_our_values_are_none_of_a_published_option(tats):
+    arguments = ("gpt", "train", "--data", "videos", "--cond_stage_key")
+    wrong = tats(*arguments, "sound")
+    assert wrong.code == 2
+    assert "'sound' is not one of 'label', 'text', 'stft'" in wrong.err
+    twice = tats(*arguments, "stft", "--condition", "sound")
+    assert twice.code == 2
+    assert "--condition and --cond-stage-key are the same setting; give one" in twice.err
+
+
 def test_values_keep_their_underscores(tats, receive):
     received = receive("tatscli.app.sample.short")
     tats("sample", "short", "--save_name", "my_samples")

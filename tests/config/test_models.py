@@ -1,6 +1,7 @@
 import importlib
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -8,12 +9,12 @@ from pydantic import ValidationError
 import tatscli.config
 from tatscli.config.base import FILE_ONLY, Config, Published
 from tatscli.config.check import CheckConfig
-from tatscli.config.data import ClipConfig, GPTDataConfig
+from tatscli.config.data import ClipConfig, DataConfig, GPTDataConfig
 from tatscli.config.demo import DemoConfig
 from tatscli.config.encode import DecodeConfig, EncodeConfig
 from tatscli.config.evaluate import FVDConfig
 from tatscli.config.files import flag, leaves, sections
-from tatscli.config.gpt import ConditionLayout, GPTConfig, GPTOptions
+from tatscli.config.gpt import ConditionLayout, ConditionPart, GPTConfig, GPTOptions
 from tatscli.config.sample import SampleConfig, SampleLongConfig, SampleShortConfig
 from tatscli.config.synth import SynthConfig
 from tatscli.config.train import (
@@ -187,6 +188,49 @@ def test_condition_ids_come_before_the_codes():
     assert gpt(condition=labels).vocabulary == 6 + 16
 
 
+def test_parts_lie_in_order_and_so_do_their_ids():
+    kinds = [ConditionPart.label(5), ConditionPart.text(7, 300, 2), ConditionPart.sound(4, 16)]
+    layout = ConditionLayout.in_order(kinds, dropout=0.2)
+    label, text, sound = layout.parts
+    assert [part.kind for part in layout.parts] == ["label", "text", "sound"]
+    assert [part.tokens for part in layout.parts] == [1, 7, 4]
+    assert [part.ids for part in layout.parts] == [5 + 1, 300, 16 + 1]
+    assert [part.offset for part in layout.parts] == [0, 6, 306]
+    assert [part.null_id for part in layout.parts] == [5, 2, 16]
+    assert [part.dropout for part in layout.parts] == [0.2] * 3
+    assert (layout.tokens, layout.ids) == (12, 323)
+    assert (layout.part("label"), layout.part("text"), layout.part("sound")) == (label, text, sound)
+    assert layout.part("start") is None
+    turned = ConditionLayout.in_order([sound, label], dropout=0.2)
+    assert [(part.kind, part.offset) for part in turned.parts] == [("sound", 0), ("label", 17)]
+
+
+def test_parts_without_a_null_id_are_not_dropped():
+    bare = ConditionPart(kind="sound", tokens=6, ids=7, offset=0)
+    layout = ConditionLayout.in_order([bare, ConditionPart.label(2)], dropout=0.3)
+    assert [part.dropout for part in layout.parts] == [0.0, 0.3]
+
+
+def test_without_parts_there_is_the_start_token():
+    layout = ConditionLayout.in_order([], dropout=0.3)
+    assert layout == ConditionLayout.unconditional()
+    (start,) = layout.parts
+    assert (start.kind, start.tokens, start.ids, start.dropout) == ("start", 1, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("condition", "kinds"),
+    [
+        ("none", set()),
+        ("sound", {"sound"}),
+        ("label+text", {"label", "text"}),
+        ("label+text+sound", {"label", "text", "sound"}),
+    ],
+)
+def test_a_condition_names_the_kinds_of_its_parts(condition, kinds):
+    assert GPTOptions(condition=condition).conditions == kinds
+
+
 @pytest.mark.parametrize("build", [gpt, GPTOptions])
 def test_heads_divide_the_width(build):
     with pytest.raises(ValidationError, match="width 10 is not divisible by 4 heads"):
@@ -237,3 +281,63 @@ def test_the_stages_have_batch_sizes_of_their_own():
     data = {"data": {"data": "x"}}
     assert VQGANTrainConfig(**data).train.batch_size == 2
     assert GPTTrainConfig(**data).train.batch_size == 3
+
+
+def of_sound(**sections):
+    data = {"data": "x", "input": "sound"} | sections.pop("data", {})
+    return VQGANTrainConfig.model_validate({"data": data} | sections)
+
+
+def test_a_vqgan_of_sound_has_a_recipe_of_its_own():
+    config, video = of_sound(), VQGANTrainConfig(data={"data": "x"})
+    assert (config.model.image_channels, config.model.codes) == (1, 1024)
+    assert not config.loss.has_discriminators
+    assert config.loss.perceptual_weight == 0
+    filled = {"model": {"image_channels": 1, "codes": 1024}}
+    filled["loss"] = dict.fromkeys(["perceptual_weight", "image_gan_weight", "video_gan_weight"], 0)
+    for name, settings in filled.items():
+        mine, others = (getattr(each, name).model_dump() for each in (config, video))
+        assert mine == others | settings
+        assert mine != others
+
+
+def test_what_is_given_beats_the_recipe_of_sound():
+    config = of_sound(model={"codes": 64, "embedding_dim": 8}, loss={"video_gan_weight": 0.5})
+    assert (config.model.codes, config.model.embedding_dim) == (64, 8)
+    assert config.model.image_channels == 1
+    assert (config.loss.video_gan_weight, config.loss.image_gan_weight) == (0.5, 0)
+
+
+@pytest.mark.parametrize(("read", "wanted", "given"), [("sound", 1, 3), ("video", 3, 1)])
+def test_channels_are_those_of_what_is_learnt(read, wanted, given):
+    told = f"a VQGAN of {read} has {wanted} channels, got {given}"
+    with pytest.raises(ValidationError, match=told):
+        of_sound(data={"input": read}, model={"image_channels": given})
+
+
+def test_weights_that_a_run_of_sound_starts_from_bring_their_own_model():
+    config = of_sound(train={"init": "run"})
+    assert config.model.model_fields_set == set()
+    assert not config.loss.has_discriminators
+    assert config.loss.perceptual_weight == 0
+
+
+def test_the_sound_of_a_frame_is_checked_against_the_downsampling():
+    config = of_sound(data={"resolution": 100}, model={"downsample": (4, 16, 8)})
+    assert config.frame_sides == (64, 16)
+    assert config.model.grid(config.data.frames, *config.frame_sides) == (4, 4, 2)
+    with pytest.raises(ValidationError, match="width 16 cannot be downsampled by 32"):
+        of_sound(data={"resolution": 128}, model={"downsample": (4, 8, 32)})
+    with pytest.raises(ValidationError, match="height 64 cannot be downsampled by 128"):
+        of_sound(data={"resolution": 128}, model={"downsample": (4, 128, 8)})
+    with pytest.raises(ValidationError, match="frames 6 cannot be downsampled by 4"):
+        of_sound(data={"sequence_length": 6})
+    assert VQGANTrainConfig(data={"data": "x", "resolution": 48}).frame_sides == (48, 48)
+
+
+def test_the_recipe_of_sound_knows_configs_as_well_as_mappings():
+    config = VQGANTrainConfig(
+        data=DataConfig(data=Path("x"), input="sound"), model=VQGANConfig(codes=64)
+    )
+    assert (config.model.image_channels, config.model.codes) == (1, 64)
+    assert not config.loss.has_discriminators

@@ -66,8 +66,9 @@ class TextTokenizer(BaseModel):
 
     @property
     def vocabulary(self) -> int:
-        """Number of ids."""
-        return int(self._tokenizer.get_vocab_size())
+        """Ids from 0 to the largest, whether or not all of them mean something."""
+        ids: dict[str, int] = self._tokenizer.get_vocab()
+        return max(self.pad_id, *ids.values()) + 1
 
     def encode(self, text: str) -> Tensor:
         """Ids of a text, int64 (tokens,); of an empty one, nothing but padding.
@@ -164,31 +165,45 @@ def read_tokenizer(path: Path, captions: Iterable[str], tokens: int = 0) -> Text
     is_json = text.lstrip().startswith("{")
     try:
         tokenizer = Tokenizer.from_str(text) if is_json else _clip_tokenizer(text)
+        padding, pad_id = tokenizer.padding, None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if padding:
+            pad_id = padding["pad_id"]
+        for mark in (PAD, "[PAD]"):
+            pad_id = tokenizer.token_to_id(mark) if pad_id is None else pad_id
+        return _sized(tokenizer, pad_id or 0, list(captions), tokens)
+    except DataError:
+        raise
     except Exception as error:  # the library raises no other kind
         raise DataError(
-            f"{path} is no tokenizer: {error}",
+            f"{path} is no tokenizer of these captions: {error}",
             "--tokenizer takes JSON of the tokenizers library, or CLIP's bpe_simple_vocab_16e6.txt",
         ) from error
-    padding, pad_id = tokenizer.padding, None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    if padding:
-        pad_id = padding["pad_id"]
-    for mark in (PAD, "[PAD]"):
-        pad_id = tokenizer.token_to_id(mark) if pad_id is None else pad_id
-    return _sized(tokenizer, pad_id or 0, list(captions), tokens)
 
 
 def _sized(tokenizer: Any, pad_id: int, captions: list[str], tokens: int) -> TextTokenizer:
-    definition = tokenizer.to_str()
-    if not tokens:
-        longest = max((len(found.ids) for found in tokenizer.encode_batch(captions)), default=1)
-        tokens = max(2, min(longest, MOST_TOKENS))
+    """A tokenizer with its length, once it has read all captions.
+
+    Raises:
+        DataError: So many tokens hold marks alone.
+    """
+    definition, marks = tokenizer.to_str(), tokenizer.num_special_tokens_to_add(False)
+    reader = _defined(definition)
+    longest = max((len(found.ids) for found in reader.encode_batch(captions)), default=0)
+    if 0 < tokens <= marks:
+        raise DataError(
+            f"--text-tokens {tokens}, but the marks at the ends of a text take {marks}",
+            "give more, or leave the option out",
+        )
+    tokens = tokens or min(max(longest, marks + 1), MOST_TOKENS)
     return TextTokenizer(definition=definition, tokens=tokens, pad_id=pad_id)
 
 
 def _defined(definition: str) -> Any:
-    return Tokenizer.from_str(definition)
+    tokenizer = Tokenizer.from_str(definition)
+    tokenizer.encode_special_tokens = True  # a mark that somebody writes is text
+    return tokenizer
 
 
 def _clip_tokenizer(text: str) -> Any:

@@ -1,11 +1,12 @@
 """A small classifier of frames, which tells whether generated shapes can be recognised.
 
 It sees grey frames brought to equal contrast, so that it must read the shape and cannot read the
-colour. Letters: N frames, C channels, H W pixels.
+colour. Letters: N frames or clips, C channels, T frames of a clip, H W pixels, K classes.
 """
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 WIDTH = 32
@@ -44,6 +45,13 @@ class ShapeProbe(nn.Module):
         low, high = grey.amin((2, 3), keepdim=True), grey.amax((2, 3), keepdim=True)
         logits: Tensor = self.layers((grey - low) / (high - low).clamp(min=1e-3))
         return logits
+
+    @torch.no_grad()
+    def classes_of(self, clips: Tensor) -> Tensor:
+        """The class that the frames of each clip (N, C, T, H, W) make likeliest, int64 (N,)."""
+        frames = rearrange(clips, "n c t h w -> (n t) c h w")
+        found = torch.cat([self(some).log_softmax(1) for some in torch.split(frames, 256)])
+        return rearrange(found, "(n t) k -> n t k", n=len(clips)).mean(1).argmax(1)
 
     @torch.no_grad()
     def share_right(self, frames: Tensor, labels: Tensor) -> float:

@@ -1,6 +1,9 @@
 import logging
 import pickle
+import wave
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +12,19 @@ from torch.utils.data import DataLoader
 
 from tatscli.config.data import ClipConfig
 from tatscli.core.data.clips import (
+    FRAMES,
     Address,
     Clip,
     ClipSource,
     ConsumedBatchSampler,
     FixedClips,
     TrainClips,
+    Wanted,
     every_clip,
     spread_clips,
 )
-from tatscli.core.data.index import VideoEntry
+from tatscli.core.data.index import Problem, VideoEntry
+from tatscli.core.data.sound import Samples, Track, silence
 from tatscli.core.data.video import Frames, probe, write_png, write_video
 from tatscli.errors import DataError
 
@@ -221,3 +227,165 @@ def test_loaders_give_the_same_clips_with_and_without_workers(tmp_path: Path, wo
     assert torch.equal(
         torch.cat([b.video for b in batches]), torch.stack([c.video for c in direct])
     )
+
+
+CLICK = 1.17  # seconds
+
+
+def click(seconds: float = CLICK, rate: int = 16000) -> Samples:
+    """Three seconds of silence with a click in them."""
+    samples = np.zeros((1, 3 * rate), np.float32)
+    samples[0, round(seconds * rate)] = 0.9
+    return samples
+
+
+def entry_of(folder: Path, name: str, sound: Samples | None = None, **fields: Any) -> VideoEntry:
+    """A video of 24 frames in three seconds, with or without sound."""
+    track = None if sound is None else Track(sound, 16000)
+    write_video(folder / name, grey(24), 8, lossless=True, sound=track)
+    info = probe(folder / name)
+    return replace(VideoEntry(name, "file", "train", 4, info, 0, 24), **fields)
+
+
+def source_of(
+    folder: Path, *entries: VideoEntry, wanted: Wanted = FRAMES, **clip: float
+) -> ClipSource:
+    settings = {"resolution": SIDE, "sequence_length": 8, **clip}
+    return ClipSource(entries, folder, ClipConfig.model_validate(settings), wanted)
+
+
+def loud(patches: torch.Tensor) -> list[int]:
+    """Columns in which something is heard, loudest first, counted from the first frame's first."""
+    columns = patches[0].sum(1).flatten() + 32
+    return [int(n) for n in columns.argsort(descending=True) if columns[n] > 0]
+
+
+def spelt(text: str) -> torch.Tensor:
+    """A text as its letters."""
+    return torch.tensor([ord(letter) for letter in text])
+
+
+def test_a_clip_has_text_and_sound_where_they_are_wanted(tmp_path: Path) -> None:
+    entry = entry_of(tmp_path, "a.mkv", click(), captions=("a cat", "one"))
+    address = Address(0, 4, 1)
+    plain = source_of(tmp_path, entry).read(address)
+    assert (plain.text.numel(), plain.sound.numel()) == (0, 0)
+    found = source_of(tmp_path, entry, wanted=Wanted(text=spelt, sound=True)).read(address)
+    assert found.text.tolist() == spelt("one").tolist()
+    assert (found.sound.shape, found.sound.dtype) == ((1, 8, 64, 16), torch.float32)
+    assert numbers(found) == list(range(4, 12))
+    assert torch.equal(found.video, plain.video)
+    assert loud(found.sound)
+    heard = source_of(tmp_path, entry, wanted=Wanted("sound")).read(address)
+    assert torch.equal(heard.video, found.sound)
+    assert (heard.label, heard.text.numel(), heard.sound.numel()) == (4, 0, 0)
+
+
+def test_a_video_without_caption_has_an_empty_one(tmp_path: Path) -> None:
+    found = source_of(tmp_path, entry_of(tmp_path, "a.mkv"), wanted=Wanted(text=spelt))
+    assert found.caption(Address(0, 0, 7)) == ""
+    assert found.read(Address(0, 0, 7)).text.numel() == 0
+
+
+def test_each_epoch_takes_another_caption_of_a_video(tmp_path: Path) -> None:
+    captions = ("one", "two", "three")
+    entry = entry_of(tmp_path, "a.mkv", captions=captions)
+    found = source_of(tmp_path, entry, entry, wanted=Wanted(text=spelt))
+    clips = TrainClips(found, 0)
+    draws = [draw for batch in ConsumedBatchSampler(len(clips), 0, 2, 9) for draw in batch]
+    assert len(draws) == 3 * len(clips)
+    taken: dict[int, list[str]] = {}
+    for draw in draws:
+        said = found.caption(clips.address(draw))
+        assert clips[draw].text.tolist() == spelt(said).tolist()
+        assert TrainClips(found, 0).address(draw) == clips.address(draw)
+        taken.setdefault(draw[0], []).append(said)
+    assert {slot: sorted(said) for slot, said in taken.items()} == {
+        slot: sorted(captions) for slot in range(len(clips))
+    }
+    # In one epoch, clips have different ones.
+    assert {said[0] for said in taken.values()} == set(captions)
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "rate", "every"),
+    [(0, 16, 0, 1), (5, 8, 0, 1), (3, 8, 0, 2), (2, 8, 5, 1), (10, 16, 16, 1), (6, 16, 16, 4)],
+)
+def test_a_click_is_in_the_column_of_its_time(
+    tmp_path: Path, start: int, length: int, rate: int, every: int
+) -> None:
+    found = source_of(
+        tmp_path, entry_of(tmp_path, "a.mkv", click()), wanted=Wanted(sound=True),
+        sequence_length=length, frame_rate=rate, sample_every_n_frames=every,
+    )  # fmt: skip
+    clip = found.read(Address(0, start))
+    assert clip.sound.shape == (1, length // every, 64, 16)
+    column = int((CLICK * (rate or 8) - start) / every * 16)
+    assert loud(clip.sound)[0] == column
+    # All that is heard is the click, for as long as a window of 32 ms is.
+    width = 0.032 * (rate or 8) / every * 16
+    assert max(abs(other - column) for other in loud(clip.sound)) <= width / 2 + 1
+    if not rate:
+        assert 0 <= 9 - numbers(clip)[column // 16] < every  # frame 9 is shown then
+
+
+def test_the_last_frame_of_a_video_is_heard_to_its_end(tmp_path: Path) -> None:
+    entry = entry_of(tmp_path, "a.mkv", click(2.98))
+    found = source_of(tmp_path, entry, wanted=Wanted(sound=True))
+    assert loud(found.read(Address(0, 16)).sound)[0] == int((2.98 * 8 - 16) * 16)
+    assert loud(found.read(Address(0, 15)).sound) == []
+
+
+def test_a_part_of_a_video_has_its_own_sound(tmp_path: Path) -> None:
+    entry = entry_of(tmp_path, "a.mkv", click(), first=6, stop=18)
+    for rate in (0, 8):
+        found = source_of(tmp_path, entry, wanted=Wanted(sound=True), frame_rate=rate)
+        clip = found.read(Address(0, 2))
+        assert numbers(clip)[0] == 8
+        assert loud(clip.sound)[0] == int((CLICK * 8 - 8) * 16)
+
+
+@pytest.mark.parametrize("first", [0.0, 2.5])
+def test_a_sound_file_beside_a_video_begins_with_its_first_frame(
+    tmp_path: Path, first: float
+) -> None:
+    entry = entry_of(tmp_path, "a.mkv", click(2.2))
+    with wave.open(str(tmp_path / "beside.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(22050)
+        file.writeframes((click(rate=22050) * 32767).astype("<i2").tobytes())
+    info = replace(entry.info, times=entry.info.times + first)
+    entry = replace(entry, sound="beside.wav", info=info)
+    found = source_of(tmp_path, entry, wanted=Wanted(sound=True))
+    assert loud(found.sound(Address(0, 5)))[0] == int((CLICK * 8 - 5) * 16)
+    part = source_of(tmp_path, replace(entry, first=6), wanted=Wanted(sound=True), frame_rate=8)
+    assert loud(part.sound(Address(0, 2)))[0] == int((CLICK * 8 - 8) * 16)
+
+
+def test_videos_without_sound_are_silent(tmp_path: Path) -> None:
+    found = source_of(tmp_path, entry_of(tmp_path, "a.mkv"), wanted=Wanted(sound=True))
+    clip = found.read(Address(0, 3))
+    assert torch.equal(clip.sound, silence(8))
+    assert numbers(clip) == list(range(3, 11))
+    thinned = source_of(
+        tmp_path, *found.entries, wanted=Wanted("sound"), sample_every_n_frames=4
+    )  # fmt: skip
+    assert torch.equal(thinned.read(Address(0, 3)).video, silence(2))
+
+
+def test_where_sound_is_needed_videos_without_it_are_left_out_and_named(tmp_path: Path) -> None:
+    mute = entry_of(tmp_path, "a.mkv")
+    entries = [mute, entry_of(tmp_path, "b.mkv", click()), replace(mute, sound="a.wav")]
+    wanted = Wanted(sound=True, needs_sound=True)
+    found = source_of(tmp_path, *entries, wanted=wanted)
+    assert [(entry.path, entry.sound) for entry in found.entries] == [
+        ("b.mkv", ""), ("a.mkv", "a.wav"),
+    ]  # fmt: skip
+    assert found.problems == (Problem("a.mkv", "has no sound"),)
+    assert found.starts.tolist() == [17, 17]
+    assert source_of(tmp_path, *entries, wanted=Wanted(sound=True)).problems == ()
+    with pytest.raises(DataError, match="no train video has sound") as caught:
+        source_of(tmp_path, mute, mute, wanted=wanted)
+    assert str(tmp_path) in caught.value.message
+    assert "--missing-sound silence" in caught.value.hint

@@ -1,14 +1,16 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader
 
 from tatscli.config.data import ClipConfig
 from tatscli.core.data import tokens as module
-from tatscli.core.data.clips import ConsumedBatchSampler
+from tatscli.core.data.clips import ConsumedBatchSampler, Wanted
 from tatscli.core.data.index import Problem
 from tatscli.core.data.tokens import (
     TokenDataset,
@@ -224,3 +226,134 @@ def test_manifests_that_cannot_be_used_are_named_with_the_cause(tmp_path: Path) 
     with pytest.raises(DataError, match="no token dataset") as caught:
         read_manifest(folder)
     assert "tats encode" in caught.value.hint
+
+
+SOUND = {"fingerprint": "heard", "codes": 512, "grid": (4, 2, 1), "missing": "silence"}
+CAPTIONS = {"train": (("a cat", "one cat"), ()), "val": (("a dog",),)}
+
+
+def heard(first: int, stop: int) -> torch.Tensor:
+    """Codes of sound that tell their clip."""
+    return torch.arange(first, stop).reshape(-1, 1, 1, 1) * 8 + torch.arange(8).reshape(1, 4, 2, 1)
+
+
+def described(folder: Path) -> Path:
+    """A dataset with sound and captions; every third training clip is of the second video."""
+    writer = TokenWriter(folder, header(sound=SOUND, captions=CAPTIONS))
+    for unit in writer.missing():
+        clips = range(unit.first, unit.stop)
+        writer.write(
+            unit,
+            codes(unit.split, unit.first, unit.stop),
+            labels=[0 for _ in clips],
+            videos=[int(unit.split == "train" and clip % 3 == 2) for clip in clips],
+            starts=[0.0 for _ in clips],
+            sound=heard(unit.first, unit.stop),
+        )
+    writer.finish()
+    return folder
+
+
+def spelt(text: str) -> torch.Tensor:
+    """A text as its length and its first letter."""
+    return torch.tensor([len(text), ord(text[0]) if text else 0])
+
+
+def test_sound_and_captions_are_written_and_read(tmp_path: Path) -> None:
+    folder = described(tmp_path / "t")
+    wanted = Wanted(text=spelt, sound=True)
+    train, val = (TokenDataset(folder, split, wanted) for split in ("train", "val"))
+    clips = train.__getitems__(range(25))
+    sound = torch.stack([clip.sound for clip in clips])
+    assert torch.equal(sound, heard(0, 25))
+    assert sound.dtype == torch.int64
+    assert torch.equal(torch.stack([clip.tokens for clip in clips]), codes("train", 0, 25))
+    assert torch.equal(val[2].sound, heard(2, 3)[0])
+    assert [train.caption(number) for number in range(4)] == ["a cat", "one cat", "", "one cat"]
+    assert [clip.text.tolist() for clip in clips[:3]] == [[5, 97], [7, 111], [0, 0]]
+    assert val[0].text.tolist() == [5, 97]
+    assert train.manifest.sound is not None
+    assert train.manifest.sound.model_dump() == SOUND
+    assert verify(folder) == ()
+
+
+def test_each_epoch_takes_another_caption(tmp_path: Path) -> None:
+    train = TokenDataset(described(tmp_path / "t"), "train", Wanted(text=spelt))
+    lengths = [int(train[(0, draw)].text[0]) for draw in (0, 23, 25, 48, 50)]
+    assert lengths == [5, 5, 7, 7, 5]
+    assert [int(train[(2, draw)].text[0]) for draw in (0, 25)] == [0, 0]
+
+
+def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
+    folder = described(tmp_path / "t")
+    for wanted, read in ((Wanted(), (0, 0)), (Wanted(sound=True), (0, 8))):
+        clip = TokenDataset(folder, "train", wanted)[0]
+        assert (clip.text.numel(), clip.sound.numel()) == read
+
+
+def test_a_dataset_without_sound_or_captions_says_so_or_gives_none(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "t")
+    with pytest.raises(DataError, match="its sound was not encoded") as caught:
+        TokenDataset(folder, "train", Wanted(sound=True))
+    assert str(folder) in caught.value.message
+    assert "--sound-vqgan" in caught.value.hint
+    assert TokenDataset(folder, "train", Wanted(text=spelt))[0].text.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sound": None}, "another sound: .*heard.* this is None"),
+        ({"sound": SOUND | {"fingerprint": "xyz"}}, "another sound: .*heard.*xyz"),
+        ({"sound": SOUND | {"missing": "skip"}}, "another sound: .*silence.*skip"),
+        ({"captions": {}}, "another captions: .*one cat.* this is {}"),
+    ],
+)
+def test_tokens_of_another_sound_or_other_captions_are_not_gone_on_with(
+    tmp_path: Path, changes: dict[str, object], named: str
+) -> None:
+    fields: dict[str, object] = {"sound": SOUND, "captions": CAPTIONS}
+    TokenWriter(tmp_path / "t", header(**fields))
+    assert TokenWriter(tmp_path / "t", header(**fields)).missing()
+    with pytest.raises(DataError, match=named):
+        TokenWriter(tmp_path / "t", header(**(fields | changes)))
+
+
+@pytest.mark.parametrize(
+    ("sound", "named"),
+    [
+        (heard(0, 9), r"\(9, 4, 2, 1\), expected \(10, 4, 2, 1\)"),
+        (heard(0, 10).flatten(2), r"\(10, 4, 2\), expected \(10, 4, 2, 1\)"),
+        (heard(60, 70), r"codes 480\.\.559 of 512"),
+    ],
+)
+def test_sound_that_does_not_fit_is_not_written(
+    tmp_path: Path, sound: torch.Tensor, named: str
+) -> None:
+    writer = TokenWriter(tmp_path / "t", header(sound=SOUND))
+    zeros = [0] * 10
+    with pytest.raises(ValueError, match=named):
+        writer.write(writer.units[0], codes("train", 0, 10), zeros, zeros, zeros, sound=sound)
+    assert writer.missing()[0] == writer.units[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda sound: sound[:, :2], r"sound of shape \(10, 2, 2, 1\), not \(10, 4, 2, 1\)"),
+        (lambda sound: sound[:4], r"sound of shape \(4, 4, 2, 1\), not \(10, 4, 2, 1\)"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_shard_with_other_sound_is_named(tmp_path: Path, change: Any, named: str) -> None:
+    folder = described(tmp_path / "t")
+    shard = folder / "train-00001.safetensors"
+    columns = load_file(shard)
+    columns |= {"sound": change(columns["sound"]).copy()} if change else {}
+    if not change:
+        del columns["sound"]
+    save_file(columns, shard)
+    for wanted in (Wanted(), Wanted(sound=True)):
+        with pytest.raises(DataError, match=named) as caught:
+            TokenDataset(folder, "train", wanted)
+        assert str(shard) in caught.value.message

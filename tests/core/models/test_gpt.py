@@ -4,8 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from tatscli.config.gpt import ConditionLayout, GPTConfig
-from tatscli.core.models.gpt import GPT, KVCache, condition_ids, decay_groups, infill_mask
+from tatscli.config.gpt import ConditionLayout, ConditionPart, GPTConfig
+from tatscli.core.models.gpt import (
+    GPT,
+    KVCache,
+    condition_ids,
+    decay_groups,
+    drop_parts,
+    infill_mask,
+)
 
 
 def config(condition=None, **settings):
@@ -210,6 +217,81 @@ def test_labels_must_fit_the_layout():
         condition_ids(ConditionLayout.labels(4), 1, None)
     with pytest.raises(ValueError, match="exactly where"):
         condition_ids(ConditionLayout.unconditional(), 1, torch.tensor([0]))
+
+
+# Ids of the label are 0 to 4, those of the text 5 to 24, those of the sound 25 to 31.
+TOGETHER = ConditionLayout.in_order(
+    [ConditionPart.label(4), ConditionPart.text(3, 20, 1), ConditionPart.sound(2, 6)]
+)
+
+
+def parts_together(**changes):
+    given = {
+        "labels": torch.tensor([0, 4]),
+        "text": torch.tensor([[0, 7, 19], [1, 1, 1]]),
+        "sound": torch.tensor([[0, 5], [6, 6]]),
+    }
+    return given | changes
+
+
+def test_parts_stand_one_after_the_other_in_ids_of_their_own():
+    ids = condition_ids(TOGETHER, 2, **parts_together())
+    assert ids.tolist() == [[0, 5, 12, 24, 25, 30], [4, 6, 6, 6, 31, 31]]
+    assert ids.dtype == torch.int64
+    turned = ConditionLayout.in_order([TOGETHER.part("sound"), TOGETHER.part("label")])
+    ids = condition_ids(turned, 2, **parts_together(text=None))
+    assert ids.tolist() == [[0, 5, 7], [6, 6, 11]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": torch.tensor([0, 5])}, "label 5 is outside 0 to 4"),
+        ({"labels": torch.tensor([-1, 0])}, "label -1 is outside 0 to 4"),
+        ({"text": torch.tensor([[0, 0, 0], [0, 20, 0]])}, "text 20 is outside 0 to 19"),
+        ({"sound": torch.tensor([[0, 7], [0, 0]])}, "sound 7 is outside 0 to 6"),
+        ({"sound": torch.tensor([[0, 0, 0]] * 2)}, r"sound .* shape \(2, 3\), expected \(2, 2\)"),
+        ({"text": torch.tensor([[0, 0]] * 2)}, r"text .* shape \(2, 2\), expected \(2, 3\)"),
+        ({"text": torch.tensor([[0, 0, 0]])}, r"text .* shape \(1, 3\), expected \(2, 3\)"),
+        ({"labels": torch.tensor([0])}, r"label .* shape \(1, 1\), expected \(2, 1\)"),
+        ({"sound": None}, "sound ids must be given exactly where"),
+        ({"text": None}, "text ids must be given exactly where"),
+        ({"labels": None}, "label ids must be given exactly where"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(changes, says):
+    with pytest.raises(ValueError, match=says):
+        condition_ids(TOGETHER, 2, **parts_together(**changes))
+
+
+def test_just_the_parts_that_are_dropped_become_null():
+    labels, text = torch.arange(4), torch.tensor([[4, 5, 6]] * 4)
+    condition = condition_ids(TOGETHER, 4, labels, torch.tensor([[3, 0]] * 4), text)
+    before = condition.clone()
+    dropped = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
+    assert drop_parts(TOGETHER, condition, dropped).tolist() == [
+        [0, 9, 10, 11, 28, 25],
+        [4, 9, 10, 11, 28, 25],
+        [2, 6, 6, 6, 31, 31],
+        [4, 6, 6, 6, 31, 31],
+    ]
+    assert torch.equal(condition, before)
+
+
+def test_the_start_token_stays_what_it_is():
+    layout = ConditionLayout.unconditional()
+    dropped = torch.ones(2, 1, dtype=torch.bool)
+    assert drop_parts(layout, condition_ids(layout, 2), dropped).tolist() == [[0], [0]]
+
+
+def test_a_part_without_null_id_is_not_dropped():
+    bare = ConditionPart(kind="sound", tokens=2, ids=6, offset=0)
+    layout = ConditionLayout.in_order([ConditionPart.label(4), bare])
+    condition = torch.tensor([[1, 5, 10], [2, 6, 7]])
+    kept = torch.tensor([[True, False], [False, False]])
+    assert drop_parts(layout, condition, kept).tolist() == [[4, 5, 10], [2, 6, 7]]
+    with pytest.raises(ValueError, match="the sound has no null id"):
+        drop_parts(layout, condition, torch.tensor([[False, False], [False, True]]))
 
 
 def test_only_weights_of_linear_layers_decay():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from tatscli.config.gpt import ConditionLayout, GPTConfig, GPTLossConfig
 from tatscli.core.training.losses import (
+    draw_dropped,
     draw_frames,
     feature_matching,
     hinge,
@@ -100,3 +101,37 @@ def test_the_frame_of_a_clip_does_not_depend_on_the_number_of_processes() -> Non
     assert set(alone.tolist()) == set(range(16))
     assert not torch.equal(draw_frames(3, 8, 16, 60), alone)
     assert not torch.equal(draw_frames(4, 7, 16, 60), alone)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_each_part_is_dropped_for_its_share_of_clips_and_half_of_that_with_all(
+    parts: int, share: float
+) -> None:
+    dropped = draw_dropped(3, 7, parts, share, clips=200_000)
+    assert (dropped.shape, dropped.dtype) == ((200_000, parts), torch.bool)
+    assert dropped.float().mean(0).tolist() == pytest.approx([share] * parts, abs=0.005)
+    # Parts that are dropped by themselves may meet by chance.
+    alone = (share / 2) / (1 - share / 2)
+    together = share / 2 + (1 - share / 2) * alone**parts
+    assert dropped.all(1).float().mean().item() == pytest.approx(together, abs=0.005)
+
+
+def test_what_is_dropped_follows_from_seed_and_step() -> None:
+    some = draw_dropped(3, 7, parts=2, share=0.5, clips=60)
+    assert torch.equal(draw_dropped(3, 7, 2, 0.5, 60), some)
+    assert not torch.equal(draw_dropped(3, 8, 2, 0.5, 60), some)
+    assert not torch.equal(draw_dropped(4, 7, 2, 0.5, 60), some)
+    assert not torch.equal(some[:, 0], some[:, 1])
+
+
+def test_what_a_clip_loses_does_not_depend_on_the_number_of_processes() -> None:
+    alone = draw_dropped(3, 7, parts=3, share=0.4, clips=6)
+    shares = [draw_dropped(3, 7, 3, 0.4, 3, rank, world=2) for rank in range(2)]
+    assert torch.equal(torch.cat(shares), alone)
+    assert not torch.equal(*shares)
+    assert alone.any()
+
+
+def test_a_share_of_nothing_drops_nothing() -> None:
+    assert not draw_dropped(3, 7, parts=3, share=0.0, clips=10_000).any()

@@ -1,0 +1,159 @@
+"""Whether samples show the class that they were asked for.
+
+N clips, C channels, T frames, H W pixels.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from tatscli.app.data import Split, open_videos, spread
+from tatscli.app.evaluate import read_listing
+from tatscli.app.reporting import Reporter, Silent
+from tatscli.config.data import ClipConfig
+from tatscli.config.evaluate import ClassesConfig
+from tatscli.core.data.video import probe, read_frames, to_float
+from tatscli.core.metrics.probe import ShapeProbe, train_probe
+from tatscli.errors import DataError
+
+TRUSTED = 0.98
+"""Share of held-out real clips that a probe should read right to be believed on samples."""
+
+
+@dataclass(frozen=True)
+class ClassesResult:
+    """How often samples show the class they were asked for.
+
+    Attributes:
+        real: Dataset the probe learnt from.
+        fake: Folder of the samples.
+        real_clips: Held-out clips that the probe was tried on.
+        probe_on_real: Share of them that it reads right.
+        samples: How many were judged.
+        right: Share of them that are read as the class they were asked for.
+        standard_error: Of that share.
+        chance: The share that guessing would give.
+        right_by_class: The same for each class.
+    """
+
+    real: Path
+    fake: Path
+    real_clips: int
+    probe_on_real: float
+    samples: int
+    right: float
+    standard_error: float
+    chance: float
+    right_by_class: dict[str, float]
+
+
+def judge_classes(
+    real: Path, fake: Path, config: ClassesConfig, reporter: Reporter | None = None
+) -> ClassesResult:
+    """Read the classes of samples by a probe that learnt them from real videos.
+
+    Raises:
+        DataError: The real videos have no classes, or a sample was asked for none of them.
+    """
+    reporter = reporter or Silent()
+    listed = read_listing(fake)
+    size = min(_info(fake, listed[0]).width, _info(fake, listed[0]).height)
+    clip = ClipConfig(resolution=size, sequence_length=config.frames, frame_rate=config.frame_rate)
+    videos = open_videos(real, clip, False, reporter)
+    classes = videos.index.classes
+    if len(classes) < 2:
+        raise DataError(
+            f"{real} has {len(classes)} classes, two or more are needed to tell them apart",
+            "put the videos into one folder a class, or name classes in a manifest",
+        )
+    asked = torch.tensor([_asked(entry, classes, fake) for entry in listed])
+
+    def read(split: Split) -> tuple[Tensor, Tensor]:
+        clips = videos.spread(split, config.clips)
+        found = []
+        with reporter.task(f"reading {split} clips", "clips", len(clips)) as task:
+            for number in range(len(clips)):
+                found.append(clips[number])
+                task.update(number + 1)
+        known = [clip for clip in found if clip.label >= 0]
+        return torch.stack([c.video for c in known]), torch.tensor([c.label for c in known])
+
+    (trained, labels), (held, held_labels) = read("train"), read("val")
+    frames = rearrange(trained, "n c t h w -> (n t) c h w")
+    each = labels.repeat_interleave(trained.shape[2])
+    with reporter.task("training a probe", "probes", 1) as task:
+        found = train_probe(frames, each, len(classes), config.seed)
+        task.update(1)
+    on_real = float((found.classes_of(held) == held_labels).float().mean())
+    if on_real < TRUSTED:
+        reporter.warn(
+            f"the probe reads {on_real:.1%} of held-out real clips: what it says of samples is "
+            "not to be trusted"
+        )
+    right = _right(found, fake, listed, asked, config.frames, reporter)
+    share = float(right.mean())
+    return ClassesResult(
+        real=real,
+        fake=fake,
+        real_clips=len(held),
+        probe_on_real=on_real,
+        samples=len(right),
+        right=share,
+        standard_error=(share * (1 - share) / len(right)) ** 0.5,
+        chance=1 / len(classes),
+        right_by_class={
+            name: float(right[asked == label].mean())
+            for label, name in enumerate(classes)
+            if (asked == label).any()
+        },
+    )
+
+
+def _right(
+    found: ShapeProbe,
+    fake: Path,
+    listed: Sequence[dict[str, Any]],
+    asked: Tensor,
+    frames: int,
+    reporter: Reporter,
+) -> Tensor:
+    """Whether each sample is read as what it was asked for, float (N,)."""
+    right = []
+    with reporter.task("reading samples", "samples", len(listed)) as task:
+        for number, (entry, label) in enumerate(zip(listed, asked, strict=True), 1):
+            info = _info(fake, entry)
+            places = spread(len(info.times), frames)
+            clip = to_float(read_frames(_file(fake, entry), info, places))
+            right.append(found.classes_of(clip[None])[0] == label)
+            task.update(number)
+    return torch.stack(right).float()
+
+
+def _file(folder: Path, entry: dict[str, Any]) -> Path:
+    return folder / str(entry.get("lossless", entry["file"]))
+
+
+def _info(folder: Path, entry: dict[str, Any]) -> Any:
+    return probe(_file(folder, entry))
+
+
+def _asked(entry: dict[str, Any], classes: Sequence[str], folder: Path) -> int:
+    """The class that a sample was asked for."""
+    for key in ("class", "label"):
+        if entry.get(key) in classes:
+            return classes.index(entry[key])
+    words = set(re.findall(r"\w+", str(entry.get("text", "")).lower()))
+    named = [label for label, name in enumerate(classes) if name.lower() in words]
+    if len(named) != 1:
+        raise DataError(
+            f"{folder}: sample {entry.get('index')} was asked for no class of "
+            f"{', '.join(classes[:10])}",
+            "sample with --label, --text that names one class, or --context videos of the dataset",
+        )
+    return named[0]
