@@ -52,6 +52,25 @@ def test_the_commands_for_long_videos_run_one_after_the_other(tmp_path: Path, ta
         assert (tmp_path / "samples" / name / "sample-0000.mp4").is_file()
 
 
+def test_the_commands_for_conditions_run_one_after_the_other(tmp_path: Path, tats) -> None:
+    lines = commands("Conditions")
+    assert len(lines) == 12
+    for line in lines:
+        line = line.replace(
+            "--train-videos 64 --test-videos 16", "--classes 4 --train-videos 1 --test-videos 1"
+        )
+        line = re.sub(" --max-steps [0-9]+", "", line)
+        line = line.replace("--preset demo", "--preset demo --max-steps 1")
+        line = line.replace("--samples 256", "").replace("--name", "--samples 2 --name")
+        workers = " --workers 0 --val-clips 1" if " train " in line else ""
+        program, *arguments = shlex.split(line + workers)
+        assert program == "tats"
+        outcome = tats(*arguments)
+        assert outcome.code == 0, (line, outcome.err)
+    for name in ("stars", "text", "heard", "sound"):
+        assert (tmp_path / "samples" / name / "sample-0001.mp4").is_file()
+
+
 def test_pictures_are_there_and_nothing_is_left_to_fill_in() -> None:
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
     assert len(pictures) >= 2
