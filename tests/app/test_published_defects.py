@@ -1,9 +1,8 @@
 """What is true here where the published code, or a fork of it, is known to be wrong.
 
 One test for each known defect, under its number in the list of them; a comment in it says what the
-published code does, which would fail the test. Left out are numbers 15 (conditioning on text, which
-this version does not have) and 24 and 25 (what the published code lacks, and other code). Number 11
-is about HDF5 files, which this version does not read yet: it is stated of videos.
+published code does, which would fail the test. Left out are numbers 24 and 25 (what the published
+code lacks, and other code).
 
 Letters: B clips, t h w latent grid.
 """
@@ -14,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -37,6 +37,7 @@ from tatscli.app.reporting import Silent
 from tatscli.app.sample import read_samples
 from tatscli.app.sampler import Cuts
 from tatscli.app.train import train_gpt, train_vqgan
+from tatscli.app.training_data import gpt_material
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDConfig
 from tatscli.config.gpt import ConditionLayout, GPTConfig
@@ -46,17 +47,16 @@ from tatscli.config.vqgan import VQGANConfig
 from tatscli.core import weights
 from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.data.index import build_index
-from tatscli.core.data.tokens import TokenDataset
+from tatscli.core.data.tokens import TokenDataset, read_manifest
 from tatscli.core.data.video import Frames, to_float, write_png, write_video
 from tatscli.core.models.codebook import Codebook
 from tatscli.core.models.discriminator import PatchDiscriminator
-from tatscli.core.models.gpt import GPT, KVCache
+from tatscli.core.models.gpt import GPT, KVCache, condition_ids
 from tatscli.core.models.vqgan import VQGAN, Decoder, Encoder
 from tatscli.core.sampling import generate
 from tatscli.core.sampling.filters import TokenFilter, choose
 from tatscli.core.sampling.generate import (
     Chances,
-    class_condition,
     generate_between,
     generate_long,
     generate_window,
@@ -69,6 +69,13 @@ GREEDY = TokenFilter(temperature=0.0)
 GAN = {"image_gan_weight": 1, "video_gan_weight": 1}
 SMALL_JUDGES = {"disc_channels": 2, "disc_layers": 1}
 PACKAGE = Path(tatscli.__file__).parent
+
+
+def class_condition(gpt: GPT, classes: int, numbers: range) -> Tensor:
+    """The classes in turn; the start token without any."""
+    layout = gpt.config.condition
+    labels = torch.tensor([i % classes for i in numbers]) if layout.part("label") else None
+    return condition_ids(layout, len(numbers), labels)
 
 
 def make_gpt(grid: tuple[int, int, int] = (3, 2, 2), classes: int = 0, **purpose: Any) -> GPT:
@@ -358,6 +365,14 @@ def test_row_11_every_start_can_be_drawn_and_a_video_as_long_as_a_clip_is_one(
     shown = sorted(levels(clips[draw].video) for draw in found.values())
     exact = list(range(5, 165, 10))
     assert shown == sorted([exact, *(list(range(10 * s, 10 * s + 160, 10)) for s in range(5))])
+    # The published file of the same videos gives the same clips.
+    with h5py.File(tmp_path / "same.h5", "w") as file:
+        file["train_data"] = np.concatenate([grey(16, 5), grey(20)])
+        file["train_idx"] = np.array([0, 16])
+        file["test_data"], file["test_idx"] = grey(16), np.array([0])
+    stored = open_videos(tmp_path / "same.h5", clip, True, Silent()).training(0, True)
+    assert {stored.address(draw)[:2] for draw in draws} == found.keys()
+    assert sorted(levels(stored[draw].video) for draw in found.values()) == shown
 
 
 def test_row_12_frame_folders_have_splits_and_lengths_as_videos_have(tmp_path: Path) -> None:
@@ -420,6 +435,20 @@ def test_row_14_tokens_are_written_as_they_are_read_with_labels_and_vocabulary(
     assert (trained.model.config.codes, trained.classes) == (16, ("circle", "square"))
     with pytest.raises(ConfigError, match=r"--vocab-size 16384, .* has 16 codes"):
         train_gpt(gpt_config(folder, tmp_path / "no", model=label | {"vocab_size": 16384}))
+
+
+def test_row_15_captions_of_any_dataset_are_a_condition(tokens: Path, tmp_path: Path) -> None:
+    # Published: outside of one dataset, text needs arguments that nothing declares.
+    config = gpt_config(tokens, tmp_path / "run", model={"condition": "text"})
+    material = gpt_material(config, None, Silent())
+    captions = {caption for some in read_manifest(tokens).captions["train"] for caption in some}
+    assert material.text is not None
+    assert {bool(material.text.encode(caption).unique().numel() > 3) for caption in captions} == {
+        True
+    }
+    assert material.clips.train[0, 0].text.tolist() in [
+        material.text.encode(caption).tolist() for caption in captions
+    ]
 
 
 def test_row_16_condition_ids_are_never_drawn_nor_shared_with_codes() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tatscli.core.models.gpt import GPT, KVCache, condition_ids, drop_parts
+from tatscli.core.models.gpt import GPT, KVCache, drop_parts
 from tatscli.core.sampling.filters import TokenFilter, choose
 
 Progress = Callable[[int], None]
@@ -39,22 +39,6 @@ class Chances:
         """The next numbers of each sample, (B, count) in [0, 1)."""
         rows = [torch.rand(count, generator=generator) for generator in self._generators]
         return torch.stack(rows).to(device)
-
-
-def class_condition(gpt: GPT, classes: int, numbers: Sequence[int]) -> Tensor:
-    """The condition of samples that take the classes in turn; the start token without classes.
-
-    Args:
-        gpt: The model.
-        classes: How many classes it was trained on.
-        numbers: Numbers of the samples in the set.
-
-    Returns:
-        (B, c) joint ids on the device of the model.
-    """
-    layout, device = gpt.config.condition, gpt.pos_emb.device
-    labels = torch.tensor([i % classes for i in numbers]) if layout.part("label") else None
-    return condition_ids(layout, len(numbers), labels).to(device)
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from in_turn import class_condition
 from torch import Tensor
 
 from tatscli.core.models.gpt import GPT
 from tatscli.core.sampling.filters import TokenFilter, choose
-from tatscli.core.sampling.generate import Chances, class_condition, generate_long, generate_window
+from tatscli.core.sampling.generate import Chances, generate_long, generate_window
 
 Make = Callable[..., GPT]
 CHOSEN_BY = TokenFilter(temperature=0.8, top_k=5, top_p=0.9)

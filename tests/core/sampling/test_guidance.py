@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_turn import class_condition
 from torch import Tensor
 
 from tatscli.core.models.gpt import GPT
@@ -16,7 +17,6 @@ from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import (
     Chances,
     Condition,
-    class_condition,
     generate_between,
     generate_hierarchical,
     generate_long,

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from in_turn import class_condition
 from torch import Tensor
 
 from tatscli.core.models.gpt import GPT
 from tatscli.core.sampling.filters import TokenFilter, choose
 from tatscli.core.sampling.generate import (
     Chances,
-    class_condition,
     generate_between,
     generate_hierarchical,
     generate_long,

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_turn import class_condition
 
 from tatscli.core.checkpoint import load_gpt
 from tatscli.core.models.gpt import condition_ids
 from tatscli.core.sampling.filters import TokenFilter, candidates
-from tatscli.core.sampling.generate import Chances, class_condition, generate_long, generate_window
+from tatscli.core.sampling.generate import Chances, generate_long, generate_window
 
 FOLDER = Path(os.environ.get("TATS_REFERENCE", ""))
 pytestmark = pytest.mark.skipif(
