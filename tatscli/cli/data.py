@@ -28,7 +28,10 @@ def synth(
     config: SynthConfig,
     json: Json = False,
 ) -> None:
-    """Write a synthetic dataset: real video files of moving shapes in class folders."""
+    """Write a synthetic dataset: real video files of moving shapes in class folders.
+
+    Captions lie beside the videos, and each has a tone that follows the height of its shape.
+    """
     from tatscli.app.data import synthesise
 
     console.result(synthesise(folder, config, console.Terminal()), as_json=json)
@@ -38,7 +41,10 @@ def synth(
 @configured()
 def check(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of videos or frame folders.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Folder of videos or frame folders, manifest, or HDF5 file."
+        ),
     ],
     config: CheckConfig,
     json: Json = False,

@@ -19,8 +19,9 @@ def _group() -> None:
 def short(config: SampleShortConfig, json: Json = False) -> None:
     """Sample videos of the length of training.
 
-    With --context, samples go on from real videos. Writes one MP4 a sample, a grid, and
-    samples.json with seeds and settings.
+    What they show is asked for by --label, --text or --audio, as the model was trained; with
+    --context, samples go on from real videos, or show what those show. Writes one MP4 a sample, a
+    grid, and samples.json with seeds and settings.
     """
     from tatscli.app.sample import short as use_case
 
@@ -32,9 +33,10 @@ def short(config: SampleShortConfig, json: Json = False) -> None:
 def long(config: SampleLongConfig, json: Json = False) -> None:
     """Sample videos of any length: a window slides over latent frames, or two GPTs share the work.
 
-    With --infill-gpt, --gpt writes key frames and the other one fills in between them. With
-    --context, samples go on from real videos. Writes one MP4 a sample, a grid, and samples.json
-    with seeds and settings.
+    With --infill-gpt, --gpt writes key frames and the other one fills in between them. What they
+    show is asked for by --label, --text or --audio, which goes on with them; with --context,
+    samples go on from real videos, or show what those show. Writes one MP4 a sample, a grid, and
+    samples.json with seeds and settings.
     """
     from tatscli.app.sample import long as use_case
 

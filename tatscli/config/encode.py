@@ -14,7 +14,7 @@ class EncodeDataConfig(GPTDataConfig):
     """Data."""
 
     data: Annotated[Path, Published("data_path")]
-    """Folder of videos or of frame folders; subfolders train and test (or val) are the splits."""
+    """Folder of videos or frame folders (train and val or test in it), manifest, or HDF5 file."""
 
 
 class EncodeOptions(Config):

@@ -59,7 +59,7 @@ class HeldOutDataConfig(GPTDataConfig):
     """Data."""
 
     data: Annotated[Path | None, Published("data_path")] = None  # type: ignore[assignment]
-    """Folder of videos or frame folders whose held-out clips are reconstructed and scored."""
+    """Folder of videos, manifest or HDF5 file whose held-out clips are reconstructed and scored."""
 
 
 class VQGANEvalOptions(Config):
