@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tatscli.app.encode import clips_for, sound_grid
+from tatscli.app.fitting import clips_for, sound_grid
 from tatscli.app.plan import TrainConfig
 from tatscli.app.training_data import GPTMaterial, GPTStart
 from tatscli.config.base import FILE_ONLY, Config
@@ -85,6 +85,15 @@ def settle_gpt(config: GPTTrainConfig, start: GPTStart) -> GPTTrainConfig:
     free = {"dropout"} if asked.block_size else {"dropout", "block_size"}
     _refuse_another(asked, values, start.source, free)
     return _over(config, start.source, {"model": values})
+
+
+def keep_dropout(config: GPTTrainConfig, start: GPTStart) -> GPTTrainConfig:
+    """The settings of a run that goes on, which may be older than this one of them."""
+    held = max(part.dropout for part in start.gpt.model.config.condition.parts)
+    if "none" in config.model.condition:
+        return config
+    model = config.model.model_copy(update={"condition_dropout": held})
+    return config.model_copy(update={"model": model})
 
 
 def gpt_architecture(

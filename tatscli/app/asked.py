@@ -6,6 +6,7 @@ Letters: B samples, T frames of a window, c condition tokens.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tatscli.app.encode import check_sound_vqgan, check_tokenizer, read_sound_vqgan
+from tatscli.app.fitting import check_sound_vqgan, check_tokenizer, read_sound_vqgan
 from tatscli.app.given import GivenClips
 from tatscli.app.reporting import Reporter
 from tatscli.config.sample import ConditionConfig
 from tatscli.core.checkpoint import TrainedGPT, find_checkpoint
-from tatscli.core.data.sound import Track, has_sound, read_sound, sound_patches
+from tatscli.core.data.sound import Track, has_sound, read_sound, sound_begins, sound_patches
 from tatscli.core.data.text import read_tokenizer
 from tatscli.core.models.gpt import condition_ids, drop_parts
 from tatscli.errors import ConfigError, DataError
@@ -92,8 +93,9 @@ class Wishes:
         trained: The GPT that begins the samples.
         common: What all of them are asked for.
         texts: Texts that they take in turn.
-        in_turn: Whether they take the classes of the model in turn.
-        given: Videos whose class, caption and sound they take, where nothing else is asked.
+        in_turn: Whether they take the classes of the model in turn, where nothing else says which.
+        given: Videos that they go on from, or are to be like.
+        from_given: The parts of the condition that are taken from these.
     """
 
     trained: TrainedGPT
@@ -101,6 +103,7 @@ class Wishes:
     texts: tuple[str, ...] = ()
     in_turn: bool = False
     given: GivenClips | None = None
+    from_given: frozenset[str] = frozenset()
 
     def __call__(self, number: int) -> Asked:
         """What the sample of a number is asked to show."""
@@ -116,16 +119,17 @@ class Wishes:
 
     def _like_video(self, asked: Asked, number: int) -> Asked:
         assert self.given is not None
-        layout, video = self.trained.model.config.condition, self.given
+        video, taken = self.given, self.from_given
         name, place = video.class_name(number), video.sound(number)
-        label = name if layout.part("label") and name in self.trained.classes else None
-        text = (video.caption(number) or None) if layout.part("text") else None
-        sound = SoundFile(*place) if layout.part("sound") and place else None
+        label = name if "label" in taken and name in self.trained.classes else None
+        text = (video.caption(number) or None) if "text" in taken else None
+        sound = SoundFile(*place) if "sound" in taken and place else None
         return Asked(asked.label or label, asked.text or text, asked.sound or sound)
 
 
 def wishes(
     config: ConditionConfig,
+    texts: tuple[str, ...],
     class_cond: bool,
     gpts: Sequence[TrainedGPT],
     file: Path,
@@ -135,11 +139,13 @@ def wishes(
 ) -> Wishes:
     """What the samples are asked to show, found to be what the models know.
 
-    Classes are taken in turn where nothing says which, unless something else is asked for that the
-    model can show of any class.
+    What is asked for by name goes before what given videos show, of which then only those parts
+    are taken that the model cannot do without. Likewise classes are taken in turn where nothing
+    says which, unless something else is asked for.
 
     Args:
         config: What is asked for.
+        texts: Texts that the samples take in turn.
         class_cond: Whether classes are to be taken in turn.
         gpts: The GPT that begins the samples, and the one that fills in.
         file: Where the former is.
@@ -155,6 +161,7 @@ def wishes(
     trained = gpts[0]
     file = find_checkpoint(file)
     _check_parts(config, class_cond, trained, file)
+    _check_guidance(config, gpts, file)
     _check_checks(config, trained, file)
     sound = None
     if config.audio:
@@ -162,16 +169,19 @@ def wishes(
             raise DataError(f"{config.audio} does not exist", "--audio takes a file with sound")
         if not has_sound(config.audio):
             raise DataError(f"{config.audio} has no sound", "--audio takes a file with sound")
-        sound = SoundFile(config.audio)
-    texts = _read_texts(config.texts) if config.texts else ()
+        sound = SoundFile(config.audio, sound_begins(config.audio))
     common = Asked(config.label or None, config.text or None, sound)
-    has_labels = trained.model.config.condition.part("label") is not None
-    is_free = not (common.kinds or texts) or not _learnt(trained, "label")
-    in_turn = has_labels and (class_cond or is_free or given is not None)
-    found = Wishes(trained, common, texts, in_turn, given)
-    for number in range(samples):
-        _check_enough(found(number), gpts, file)
-    _note_cut(found, reporter)
+    parts = {part.kind for part in trained.model.config.condition.parts}
+    if common.kinds or texts:
+        open_parts = {kind for kind in parts if not _learnt(gpts, kind)}
+    else:
+        open_parts = parts
+    in_turn = "label" in parts and (class_cond or "label" in open_parts)
+    found = Wishes(trained, common, texts, in_turn, given, frozenset(open_parts))
+    asked = [found(number) for number in range(samples)]
+    for wish in asked:
+        _check_enough(wish, gpts, file)
+    _note_cut(asked, gpts, reporter)
     return found
 
 
@@ -202,6 +212,7 @@ def window_condition(
     frames = trained.vqgan.clip.frames
     factor = trained.vqgan.model.config.downsample[0]
 
+    @lru_cache(maxsize=1)  # some windows are opened twice
     def condition(start: int) -> Tensor:
         sound = _sound_codes(trained, asked, start * factor, frames, rate)
         ids = condition_ids(layout, len(asked), labels, sound, text)
@@ -256,17 +267,27 @@ def _check_parts(
             f"--label {config.label}: {file} knows {len(known)} classes, and not this one",
             f"the closest: {', '.join(near)}",
         )
-    if config.guidance != 1 and not any(part.dropout for part in layout.parts):
-        if kinds == ["start"]:
-            raise ConfigError(
-                f"--guidance {config.guidance:g}, but {file} has no condition to go beyond",
-                "leave the option out, or train with --condition",
-            )
+
+
+def _check_guidance(config: ConditionConfig, gpts: Sequence[TrainedGPT], file: Path) -> None:
+    """All models have learnt what comes without their conditions, and the first one has any."""
+    if config.guidance == 1:
+        return
+    asked = f"--guidance {config.guidance:g}, but"
+    if gpts[0].model.config.condition.part("start"):
         raise ConfigError(
-            f"--guidance {config.guidance:g}, but {file} never learnt what comes without its "
-            f"condition ({', '.join(kinds)})",
-            "train with --condition-dropout 0.1",
+            f"{asked} {file} has no condition to go beyond",
+            "leave the option out, or train with --condition",
         )
+    for gpt, name in zip(gpts, (str(file), "the GPT of --infill-gpt"), strict=False):
+        parts = gpt.model.config.condition.parts
+        fixed = [part.kind for part in parts if part.kind != "start" and not part.dropout]
+        if fixed:
+            raise ConfigError(
+                f"{asked} {name} never learnt what comes without its condition "
+                f"({', '.join(fixed)})",
+                "train with --condition-dropout 0.1",
+            )
 
 
 def _check_checks(config: ConditionConfig, trained: TrainedGPT, file: Path) -> None:
@@ -280,25 +301,36 @@ def _check_checks(config: ConditionConfig, trained: TrainedGPT, file: Path) -> N
         check_sound_vqgan(trained.sound, given, file, config.sound_vqgan)
 
 
-def _learnt(trained: TrainedGPT, kind: str) -> bool:
-    """Whether a model has learnt to do without a part of its condition."""
-    part = trained.model.config.condition.part(kind)
-    return part is None or part.dropout > 0
+def _learnt(gpts: Sequence[TrainedGPT], kind: str) -> bool:
+    """Whether all models have learnt to do without a part of their condition."""
+    held = [gpt.model.config.condition.part(kind) for gpt in gpts]
+    return all(part is None or part.dropout > 0 for part in held)
 
 
 def _check_enough(asked: Asked, gpts: Sequence[TrainedGPT], file: Path) -> None:
     """Something is asked for, and all that a model cannot do without."""
     parts = {part.kind for gpt in gpts for part in gpt.model.config.condition.parts} - {"start"}
     missing = sorted(parts - asked.kinds)
-    if parts and (not asked.kinds or any(not _learnt(g, kind) for g in gpts for kind in missing)):
+    if parts and not asked.kinds:
         options = " or ".join(OPTIONS[kind] for kind in missing)
         raise ConfigError(
             f"{file} is conditioned on {', '.join(sorted(parts))}, and nothing says what to show",
             f"add {options}, or --context VIDEO to take it from a video",
         )
+    if needed := [kind for kind in missing if not _learnt(gpts, kind)]:
+        options = " and ".join(OPTIONS[kind] for kind in needed)
+        raise ConfigError(
+            f"{file} never learnt to do without {' and '.join(needed)}, and nothing says which",
+            f"add {options}, or --context VIDEO to take it from a video",
+        )
 
 
-def _read_texts(path: Path) -> tuple[str, ...]:
+def read_texts(path: Path) -> tuple[str, ...]:
+    """The texts of a file, one a line; blank lines are left out.
+
+    Raises:
+        DataError: It cannot be read, or holds no text.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -310,12 +342,13 @@ def _read_texts(path: Path) -> tuple[str, ...]:
     return texts
 
 
-def _note_cut(found: Wishes, reporter: Reporter) -> None:
-    """Say which texts are longer than the model takes."""
-    tokenizer = found.trained.text
-    for text in dict.fromkeys(filter(None, (*found.texts, found.common.text))):
-        if tokenizer and (length := tokenizer.length(text)) > tokenizer.tokens:
-            reporter.warn(
-                f"a text of {length} tokens is cut to the {tokenizer.tokens} that the model takes: "
-                f"{tokenizer.kept(text)!r}"
-            )
+def _note_cut(asked: Sequence[Asked], gpts: Sequence[TrainedGPT], reporter: Reporter) -> None:
+    """Say which texts are longer than a model takes."""
+    texts = dict.fromkeys(wish.text for wish in asked if wish.text)
+    for tokenizer in dict.fromkeys(gpt.text for gpt in gpts if gpt.text):
+        for text in texts:
+            if (length := tokenizer.length(text)) > tokenizer.tokens:
+                reporter.warn(
+                    f"a text of {length} tokens is cut to the {tokenizer.tokens} that the model "
+                    f"takes: {tokenizer.kept(text)!r}"
+                )

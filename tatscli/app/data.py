@@ -22,13 +22,17 @@ from tatscli.core.data.clips import (
     Wanted,
     every_clip,
     grid_length,
+    sound_of,
     spread_clips,
 )
 from tatscli.core.data.index import Problem, VideoEntry, VideoIndex, build_index
+from tatscli.core.data.sound import read_sound
 from tatscli.core.data.synth import SynthResult, write_dataset
 from tatscli.core.data.video import read_frames
 from tatscli.errors import DataError
 
+SOUND_PIECE = 30.0
+"""Seconds of sound that are held at once while it is checked."""
 Split = Literal["train", "val"]
 NAMED_PROBLEMS = 10
 """Files that are named one by one; of more, the count."""
@@ -134,9 +138,8 @@ def open_videos(
 def _note_silent(clips: VideoClips, reporter: Reporter) -> None:
     """Count the videos that lack the sound that is wanted of them."""
     entries, wanted = clips.index.entries, clips.wanted
-    hears = wanted.sound or wanted.input == "sound"
     mute = sum(not entry.has_sound for entry in entries)
-    if hears and mute and not wanted.needs_sound:
+    if wanted.hears and mute and not wanted.needs_sound:
         reporter.note(
             f"{mute} of {len(entries)} videos have no sound and are taken for silent ones"
         )
@@ -327,12 +330,17 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
 
 
 def _decode_all(root: Path, entry: VideoEntry) -> str:
-    """The reason why a video cannot be decoded to its end; empty where it can."""
+    """The reason why a video, or its sound, cannot be decoded to its end; empty where they can."""
     count = len(entry.info.times)
     step = 64
     try:
         for first in range(0, count, step):
             read_frames(root / entry.path, entry.info, range(first, min(first + step, count)), 8)
+        if entry.has_sound:
+            path, offset = sound_of(root, entry)
+            start, end = (float(entry.info.times[place]) + offset for place in (0, -1))
+            for second in np.arange(start, end + SOUND_PIECE, SOUND_PIECE):
+                read_sound(path, second, second + SOUND_PIECE)
     except DataError as error:
         return problem_of(root, entry.path, error).reason
     return ""

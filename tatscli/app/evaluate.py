@@ -247,6 +247,7 @@ def read_listing(folder: Path) -> list[dict[str, Any]]:
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))["samples"]
         found = [dict(sample) for sample in listed if sample["file"]]
+        names = [sample[key] for sample in found for key in ("file", "lossless") if key in sample]
     except OSError as error:
         raise DataError(
             f"{file}: {error.strerror}", "give a folder that tats sample wrote"
@@ -255,6 +256,9 @@ def read_listing(folder: Path) -> list[dict[str, Any]]:
         raise DataError(f"{file} is damaged: {error!r}", "sample again, or remove it") from None
     if not found:
         raise DataError(f"{file} lists no samples", "sample again, or remove it")
+    for path in (Path(str(name)) for name in names):
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{file} lists {path}, which is outside its folder", "sample again")
     return found
 
 

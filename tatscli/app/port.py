@@ -20,7 +20,7 @@ from torch import Tensor
 from tatscli import __version__
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.run import RunFolder, write_atomically
-from tatscli.config.data import SOUND_FRAME, ClipConfig
+from tatscli.config.data import ClipConfig
 from tatscli.config.gpt import GPTConfig
 from tatscli.config.port import ExportConfig, ImportConfig
 from tatscli.config.vqgan import SOUND_CHANNELS, VIDEO_CHANNELS, VQGANConfig
@@ -36,7 +36,7 @@ from tatscli.core.checkpoint import (
 )
 from tatscli.core.data.clips import Address, ClipSource, grid_length
 from tatscli.core.data.index import single_video
-from tatscli.core.data.synth import SHAPES, shape_clip
+from tatscli.core.data.synth import SHAPES, shape_clip, sound_clip
 from tatscli.core.data.video import to_float
 from tatscli.core.files import claim_empty, unwritable
 from tatscli.core.metrics.baselines import best_constant_image
@@ -285,7 +285,7 @@ def _clip_for(vqgan: TrainedVQGAN, check: Path | None) -> Tensor:
             raise ConfigError(
                 "--check takes a video, but this is the VQGAN of sound", "leave --check out"
             )
-        return _generated_sound(vqgan.clip.frames)
+        return _generated_sound(vqgan.clip.frames) * vqgan.gain
     if channels != VIDEO_CHANNELS:
         raise CheckpointError(
             f"the VQGAN is for frames of {channels} channels; videos have "
@@ -301,11 +301,8 @@ def _generated(size: int, frames: int) -> np.ndarray[tuple[int, ...], np.dtype[n
 
 
 def _generated_sound(frames: int) -> Tensor:
-    """A blob that moves, in place of the spectrum of each frame, (1, 1, T, 64, 16)."""
-    height, width = SOUND_FRAME
-    square = to_float(_generated(height, frames)).mean(0, keepdim=True)
-    first = (height - width) // 2
-    return square[None, ..., first : first + width]
+    """What a moving shape sounds like, (1, 1, T, 64, 16)."""
+    return sound_clip(SHAPES[0], frames, np.random.default_rng(0))[None]
 
 
 def _read_clip(path: Path, clip: ClipConfig) -> Tensor:

@@ -22,6 +22,8 @@ from tatscli.core.data.video import probe, read_frames, to_float
 from tatscli.core.metrics.probe import ShapeProbe, train_probe
 from tatscli.errors import DataError
 
+LARGEST_SIDE = 64
+"""Side to which larger frames are brought; a small probe sees shapes, not details."""
 TRUSTED = 0.98
 """Share of held-out real clips that a probe should read right to be believed on samples."""
 
@@ -63,9 +65,14 @@ def judge_classes(
     """
     reporter = reporter or Silent()
     listed = read_listing(fake)
-    size = min(_info(fake, listed[0]).width, _info(fake, listed[0]).height)
+    first = _info(fake, listed[0])
+    size = min(first.width, first.height, LARGEST_SIDE)
     clip = ClipConfig(resolution=size, sequence_length=config.frames, frame_rate=config.frame_rate)
-    videos = open_videos(real, clip, False, reporter)
+    try:
+        videos = open_videos(real, clip, False, reporter)
+    except DataError as error:  # clips are as long as --frames here
+        hint = error.hint.replace("--sequence-length", "--frames")
+        raise DataError(error.message, hint) from None
     classes = videos.index.classes
     if len(classes) < 2:
         raise DataError(
@@ -82,6 +89,8 @@ def judge_classes(
                 found.append(clips[number])
                 task.update(number + 1)
         known = [clip for clip in found if clip.label >= 0]
+        if not known:
+            raise DataError(f"{real}: none of {len(found)} {split} clips has a class")
         return torch.stack([c.video for c in known]), torch.tensor([c.label for c in known])
 
     (trained, labels), (held, held_labels) = read("train"), read("val")
@@ -96,7 +105,7 @@ def judge_classes(
             f"the probe reads {on_real:.1%} of held-out real clips: what it says of samples is "
             "not to be trusted"
         )
-    right = _right(found, fake, listed, asked, config.frames, reporter)
+    right = _right(found, fake, listed, asked, config.frames, size, reporter)
     share = float(right.mean())
     return ClassesResult(
         real=real,
@@ -121,6 +130,7 @@ def _right(
     listed: Sequence[dict[str, Any]],
     asked: Tensor,
     frames: int,
+    size: int,
     reporter: Reporter,
 ) -> Tensor:
     """Whether each sample is read as what it was asked for, float (N,)."""
@@ -129,7 +139,7 @@ def _right(
         for number, (entry, label) in enumerate(zip(listed, asked, strict=True), 1):
             info = _info(fake, entry)
             places = spread(len(info.times), frames)
-            clip = to_float(read_frames(_file(fake, entry), info, places))
+            clip = to_float(read_frames(_file(fake, entry), info, places, size))
             right.append(found.classes_of(clip[None])[0] == label)
             task.update(number)
     return torch.stack(right).float()
@@ -145,11 +155,16 @@ def _info(folder: Path, entry: dict[str, Any]) -> Any:
 
 def _asked(entry: dict[str, Any], classes: Sequence[str], folder: Path) -> int:
     """The class that a sample was asked for."""
-    for key in ("class", "label"):
-        if entry.get(key) in classes:
+    text = str(entry.get("text", "")).lower().replace("_", " ")
+    named = [
+        label
+        for label, name in enumerate(classes)
+        if re.search(rf"\b{re.escape(name.lower().replace('_', ' '))}\b", text)
+    ]
+    for key in ("label", "class"):
+        # A text goes before the video that was given: it alone was asked for.
+        if entry.get(key) in classes and not (key == "class" and len(named) == 1):
             return classes.index(entry[key])
-    words = set(re.findall(r"\w+", str(entry.get("text", "")).lower()))
-    named = [label for label, name in enumerate(classes) if name.lower() in words]
     if len(named) != 1:
         raise DataError(
             f"{folder}: sample {entry.get('index')} was asked for no class of "

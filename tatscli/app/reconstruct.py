@@ -14,14 +14,13 @@ from torch import Tensor
 
 from tatscli.app.data import VideoClips, name_problems, open_videos, problem_of
 from tatscli.app.devices import choose_device
-from tatscli.app.encode import clips_for
+from tatscli.app.fitting import clips_for
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.evaluate import VQGANEvalConfig
-from tatscli.config.vqgan import VIDEO_CHANNELS
-from tatscli.core.checkpoint import read_vqgan
+from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan
 from tatscli.core.data.clips import FixedClips, Wanted
 from tatscli.core.data.index import Problem
-from tatscli.core.data.synth import SHAPES, shape_clip
+from tatscli.core.data.synth import SHAPES, shape_clip, sound_clip
 from tatscli.core.data.video import to_float
 from tatscli.core.metrics.agnosticity import TimeAgnosticity, least_frames, time_agnosticity
 from tatscli.core.metrics.baselines import best_constant_image
@@ -42,7 +41,7 @@ class ReconstructionScores:
     Attributes:
         clips: Clips scored.
         frames: Frames of each.
-        resolution: Side of the frames in pixels.
+        size: Height and width of the frames in pixels; of sound, bands and columns of a patch.
         psnr_db: Peak signal-to-noise ratio, mean of the clips.
         psnr_standard_error_db: Of that mean; None for a single clip.
         constant_image_db: PSNR of the best single image for all frames: what must be beaten.
@@ -54,7 +53,7 @@ class ReconstructionScores:
 
     clips: int
     frames: int
-    resolution: int
+    size: tuple[int, int]
     psnr_db: float
     psnr_standard_error_db: float | None
     constant_image_db: float
@@ -104,27 +103,28 @@ def evaluate_vqgan(
             needs_sound=trained.is_of_sound and config.data.missing_sound == "skip",
         )
         videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
-        scores = _score(model, videos, config, reporter)
+        scores = _score(trained, videos, config, reporter)
     if not config.eval.time:
         return VQGANEvalResult(checkpoint, trained.step, scores, None, "")
     frames = least_frames(model)
     video = _held_out(videos, frames) if videos else None
     source = f"a {'generated' if video is None else 'held-out'} clip of {frames} frames"
     if video is None:
-        channels = trained.model.config.image_channels
-        side = config.data.resolution or trained.clip.resolution
         if videos:
             reporter.note(f"no held-out clip of {frames} frames: --time measures {source}")
-        video = to_float(shape_clip(SHAPES[0], side, frames, np.random.default_rng(0)))
-        video = video if channels == VIDEO_CHANNELS else video[:1].expand(channels, -1, -1, -1)
+        if trained.is_of_sound:
+            video = sound_clip(SHAPES[0], frames, np.random.default_rng(0))
+        else:
+            side = config.data.resolution or trained.clip.resolution
+            video = to_float(shape_clip(SHAPES[0], side, frames, np.random.default_rng(0)))
     with reporter.task("measuring over time", "clips", 1) as task:
-        found = time_agnosticity(model, video.to(_device(model)))
+        found = time_agnosticity(model, video.to(_device(model)) * trained.gain)
         task.update(1)
     return VQGANEvalResult(checkpoint, trained.step, scores, found, source)
 
 
 def _score(
-    model: VQGAN, videos: VideoClips, config: VQGANEvalConfig, reporter: Reporter
+    trained: TrainedVQGAN, videos: VideoClips, config: VQGANEvalConfig, reporter: Reporter
 ) -> ReconstructionScores:
     """Two passes over the clips, of which the first finds the best image, and what is unreadable.
 
@@ -133,7 +133,8 @@ def _score(
     chosen = videos.spread("val", config.eval.clips)
     clips, image, problems = _readable(chosen, config.data.strict, reporter)
     name_problems(problems, reporter)
-    device, size = _device(model), config.eval.batch_size
+    model, size = trained.model, config.eval.batch_size
+    device = _device(model)
     decibels: list[float] = []
     floor: list[float] = []
     counts = torch.zeros(model.config.codes, dtype=torch.long)
@@ -145,8 +146,9 @@ def _score(
         for first in range(0, len(clips), size):
             numbers = range(first, min(first + size, len(clips)))
             video = torch.stack([clips[number].video for number in numbers])
-            codes = encode_stream(model, video.to(device))
+            codes = encode_stream(model, video.to(device) * trained.gain)
             made = torch.cat([piece.cpu() for piece in decode_stream(model, codes)], 2)
+            made = made / trained.gain
             decibels += psnr(video, made).tolist()
             floor += psnr(video, image[:, None].expand_as(video)).tolist()
             counts += codes.cpu().flatten().bincount(minlength=len(counts))
@@ -154,7 +156,7 @@ def _score(
     return ReconstructionScores(
         clips=len(decibels),
         frames=videos.clip.frames,
-        resolution=videos.clip.resolution,
+        size=(image.shape[-2], image.shape[-1]),
         psnr_db=mean(decibels),
         psnr_standard_error_db=stdev(decibels) / len(decibels) ** 0.5 if decibels[1:] else None,
         constant_image_db=mean(floor),

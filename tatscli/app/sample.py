@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tatscli.app.asked import SoundFile, Wishes, wishes
+from tatscli.app.asked import SoundFile, Wishes, read_texts, wishes
 from tatscli.app.devices import choose_device
 from tatscli.app.evaluate import LEAST_FRAMES, LISTING, FVDResult, evaluate_fvd, read_listing
 from tatscli.app.given import GivenClips, check_given, open_given
@@ -247,7 +247,7 @@ def _as_tensor(
             raise ConfigError(f"given: a clip of shape {tuple(given.shape)}, expected ({shape})")
         frames = sampler.length * sampler.factor
         check_given(given.shape[2], sampler.factor, frames, "given: T")
-    asked = _wishes(sampler, config, options.samples, None, Silent())
+    asked = _wishes(sampler, config, (), options.samples, None, Silent())
     sampler.to(choose_device(config.compute.device))
     start = None if given is None else sampler.encode(given)
     made = []
@@ -287,12 +287,14 @@ def _write_folder(
     frames: int = 0,
 ) -> SampleResult:
     options, real, device = config.sample, config.real, config.compute.device
+    texts = read_texts(config.condition.texts) if config.condition.texts else ()
+    if texts and "samples" not in options.model_fields_set:
+        options = options.model_copy(update={"samples": len(texts)})
     frames = frames or sampler.length * sampler.factor
     if real.compute_fvd:
         _check_comparison(real, frames)
     given = _open_given(sampler, config.given, options.samples, frames, reporter)
-    asked = _wishes(sampler, config, options.samples, given, reporter)
-    options = options.model_copy(update={"samples": _count(options, asked)})
+    asked = _wishes(sampler, config, texts, options.samples, given, reporter)
     sampler.to(choose_device(device))
     start_codes = sampler.encode(given.videos()) if given and given.frames else None
     folder = _new_folder(options, config.filter, kind)
@@ -403,18 +405,13 @@ def _settings(
 def _wishes(
     sampler: Sampler,
     config: SampleShortConfig | SampleLongConfig,
+    texts: tuple[str, ...],
     samples: int,
     given: GivenClips | None,
     reporter: Reporter,
 ) -> Wishes:
-    options, asked = config.sample, config.condition
-    return wishes(asked, options.class_cond, sampler.gpts, sampler.source, samples, given, reporter)
-
-
-def _count(config: SampleConfig, asked: Wishes) -> int:
-    """How many samples to make: one of each text, if there is no word on that."""
-    is_open = "samples" not in config.model_fields_set
-    return len(asked.texts) if asked.texts and is_open else config.samples
+    asked, in_turn = config.condition, config.sample.class_cond
+    return wishes(asked, texts, in_turn, sampler.gpts, sampler.source, samples, given, reporter)
 
 
 class _Heard:

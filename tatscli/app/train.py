@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from tatscli.app.architecture import gpt_architecture, settle_gpt, settle_vqgan
+from tatscli.app.architecture import gpt_architecture, keep_dropout, settle_gpt, settle_vqgan
 from tatscli.app.data import open_videos, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
 from tatscli.app.pictures import save_reconstructions, save_samples, save_sounds
@@ -231,6 +231,7 @@ def _gpt_job(config: GPTTrainConfig, resume: Path | None, _: Placement, reporter
         # A run that goes on keeps its VQGAN, whatever became of the one that it was given.
         last = RunFolder.reopen(resume).last
         start = GPTStart(last, read_gpt(last), resumed=True)
+        config = keep_dropout(config, start)
     elif config.train.init:
         start = GPTStart(config.train.init, read_gpt(config.train.init, config.vqgan))
         config = settle_gpt(config, start)
@@ -396,8 +397,11 @@ def _check_unchanged(config: TrainConfig, run: RunFolder) -> None:
     # Neither moves: the run stays in its folder, and its checkpoint holds its VQGAN.
     if now["train"]["out"] not in (stored["train"].get("out"), str(run.path)):
         changed.append(f"train.out: {stored['train'].get('out')} -> {now['train']['out']}")
-    if stored.get("vqgan") != now.get("vqgan"):
-        changed.append(f"vqgan: {stored.get('vqgan')} -> {now.get('vqgan')}")
+    changed += [
+        f"{name}: {stored.get(name)} -> {now.get(name)}"
+        for name in ("vqgan", "sound_vqgan")
+        if stored.get(name) != now.get(name)
+    ]
     if changed:
         raise ConfigError(
             f"{run.path} was trained with other settings: {'; '.join(changed)}",

@@ -9,22 +9,20 @@ from typing import Any, NamedTuple
 from torch.utils.data import Subset
 
 from tatscli.app.data import VideoClips, decodable, name_problems, open_videos, spread
-from tatscli.app.encode import (
-    SOUND_FILE,
-    SPLITS,
-    check_fingerprint,
+from tatscli.app.encode import SOUND_FILE, SPLITS, check_fingerprint, open_tokens
+from tatscli.app.fitting import (
     check_sound_vqgan,
     check_tokenizer,
     clips_for,
     note_other_rate,
     of_videos,
-    open_tokens,
     read_sound_vqgan,
 )
 from tatscli.app.reporting import Reporter
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, read_vqgan
 from tatscli.core.data.clips import Wanted
+from tatscli.core.data.index import VideoEntry
 from tatscli.core.data.text import TextTokenizer, read_tokenizer, train_tokenizer
 from tatscli.core.data.tokens import TokenDataset, TokenManifest, is_token_dataset
 from tatscli.core.training.engine import Clips
@@ -128,7 +126,8 @@ def _videos(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
         must_be_heard(videos, f"--condition {config.model.condition}")
         note_other_rate(sound, videos.rate, reporter)
     trained, classes = videos.train.entries, videos.index.classes
-    _note_unlabelled([entry.label for entry in trained], classes, config, start, reporter)
+    labels = [entry.label for entry in videos.index.entries]
+    _note_unlabelled(labels, classes, config, start, reporter)
     text = _tokenizer(config, start, [entry.captions for entry in trained], reporter)
     if text:
         videos = replace(videos, wanted=wanted._replace(text=text.encode))
@@ -153,10 +152,12 @@ def _tokens(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
     text = _tokenizer(config, start, manifest.captions.get("train", ()), reporter)
     wanted = Wanted(text=text.encode if text else None, sound=sound is not None)
     train, held = (TokenDataset(folder, split, wanted) for split in SPLITS)
-    _note_unlabelled(train.labels.tolist(), manifest.classes, config, start, reporter)
+    labels = [*train.labels.tolist(), *held.labels.tolist()]
+    _note_unlabelled(labels, manifest.classes, config, start, reporter)
     chosen = spread(len(held), config.train.val_clips)
     clips = Clips(train, len(train), Subset(held, chosen))
-    return GPTMaterial(vqgan, clips, _tokens_content(manifest), manifest.classes, text, sound)
+    content = _tokens_content(manifest, text is not None)
+    return GPTMaterial(vqgan, clips, content, manifest.classes, text, sound)
 
 
 def _note_unlabelled(
@@ -177,11 +178,11 @@ def _note_unlabelled(
     part = start.gpt.model.config.condition.part("label") if start else None
     if start and part and part.null_id < 0:
         raise ConfigError(
-            f"{bare} of {len(labels)} training entries of {config.data.data} have no class, and "
+            f"{bare} of {len(labels)} entries of {config.data.data} have no class, and "
             f"{start.source} has no id for none",
             "give every video a class, or train a new GPT without --init",
         )
-    reporter.note(f"{bare} of {len(labels)} training entries have no class and are learnt without")
+    reporter.note(f"{bare} of {len(labels)} entries have no class and are learnt without")
 
 
 def _tokenizer(
@@ -221,7 +222,7 @@ def _tokenizer(
             check_tokenizer(text, given, start.source, options.tokenizer)
         text = text or given
     text = text or train_tokenizer(texts, options.text_vocabulary, options.text_tokens)
-    if long := sum(text.length(one) > text.tokens for one in texts):
+    if long := sum(length > text.tokens for length in text.lengths(texts)):
         reporter.note(
             f"{long} of {len(texts)} captions are longer than {text.tokens} tokens and are cut; "
             "--text-tokens sets their length"
@@ -298,6 +299,12 @@ def _check_geometry(config: GPTTrainConfig, manifest: TokenManifest) -> None:
                 f"{option} {asked:g}, but {config.data.data} was encoded with {held:g}",
                 f"leave out {option}, or encode again",
             )
+    asked, heard = config.data.missing_sound, manifest.sound
+    if "missing_sound" in config.data.model_fields_set and heard and asked != heard.missing:
+        raise ConfigError(
+            f"--missing-sound {asked}, but {config.data.data} was encoded with {heard.missing}",
+            "leave out --missing-sound, or encode again",
+        )
 
 
 def video_clips(videos: VideoClips, config: StageConfig, reporter: Reporter) -> Clips:
@@ -323,17 +330,26 @@ def held_out(clips: Clips, count: int) -> list[Any]:
 
 
 def videos_content(videos: VideoClips) -> Content:
-    """Names and lengths of the training videos."""
-    entries = videos.train.entries
+    """Names and lengths of the training videos, with what else of them is learnt."""
+    entries, wanted = videos.train.entries, videos.wanted
     frames = sum(entry.stop - entry.first for entry in entries)
-    names = sorted(f"{entry.path} {entry.first} {entry.stop}" for entry in entries)
+
+    def named(entry: VideoEntry) -> str:
+        captions = f" {entry.captions}" if wanted.text else ""
+        heard = f" {entry.sound or entry.info.sound}" if wanted.hears else ""
+        return f"{entry.path} {entry.first} {entry.stop}{captions}{heard}"
+
+    names = sorted(map(named, entries))
     return Content(_digest(names), f"{len(entries)} videos of {frames} frames in all")
 
 
-def _tokens_content(manifest: TokenManifest) -> Content:
+def _tokens_content(manifest: TokenManifest, reads: bool) -> Content:
+    """Checksums of the training shards, and the captions where they are learnt."""
     shards = manifest.shards["train"]
     clips = sum(shard.n for shard in shards)
-    return Content(_digest(s.sha256 for s in shards), f"{clips} clips in {len(shards)} shards")
+    captions = [str(manifest.captions.get("train"))] if reads else []
+    digest = _digest([*(shard.sha256 for shard in shards), *captions])
+    return Content(digest, f"{clips} clips in {len(shards)} shards")
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -50,8 +50,8 @@ def classes(
     """How often samples show the class they were asked for, as a small probe reads them.
 
     The probe learns from training videos and is tried on held-out ones: its share there says how
-    far it can be trusted. What was asked for is the class of the video that was given with
-    --context, else --label, else the one class that the text names.
+    far it can be trusted. What was asked for is --label, else the one class that the text names,
+    else the class of the video that was given with --context.
     """
     from tatscli.app.recognise import judge_classes
 

@@ -95,9 +95,14 @@ class TrainedVQGAN:
         """Whether what it encodes is the sound of the frames."""
         return self.model.config.image_channels == SOUND_CHANNELS
 
+    @property
+    def gain(self) -> float:
+        """What our values are multiplied by before they are encoded, and divided by after."""
+        return self.input_range / INPUT_RANGE
+
     def sound_codes(self, patches: Tensor) -> Tensor:
         """Codes of sound: (B, 1, T, 64, 16) in [-0.5, 0.5] to (B, t, h, w)."""
-        return self.model.encode(patches * (self.input_range / INPUT_RANGE))
+        return self.model.encode(patches * self.gain)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 from torch import Tensor, nn
 
 from tatscli.config.data import SOUND_FRAME, ClipConfig
@@ -56,6 +56,8 @@ JUDGES = tuple(_DIMENSIONS)
 
 INPUT_RANGE = 0.5
 """Largest absolute value of frames, and of our patches of sound."""
+PUBLISHED_TEXT_IDS = 49408
+"""Ids of text in every published GPT that has any: those of CLIP's tokenizer."""
 PUBLISHED_SOUND_RANGE = 1.0
 """That of the patches that published VQGANs of sound were trained on."""
 
@@ -74,13 +76,21 @@ class VQGANFacts(BaseModel):
         config: Its architecture.
         clip: The clips it was trained on; of sound, those of the video beside it.
         rate: Frames per second of these clips, as kept; 0 where it is not known.
-        input_range: Largest absolute value of what it is trained on.
+        input_range: Largest absolute value of what it is trained on; where it is not said, as in
+            published files and those made of them, that of the published code.
     """
 
     config: VQGANConfig
     clip: ClipConfig
     rate: float
-    input_range: float = INPUT_RANGE
+    input_range: float = 0.0
+
+    @model_validator(mode="after")
+    def _published_range(self) -> "VQGANFacts":
+        if not self.input_range:
+            is_of_sound = self.config.image_channels == SOUND_CHANNELS
+            self.input_range = PUBLISHED_SOUND_RANGE if is_of_sound else INPUT_RANGE
+        return self
 
 
 class GPTFacts(BaseModel):
@@ -297,7 +307,7 @@ def published_vqgan(vqgan: OriginalVQGAN) -> dict[str, Any]:
         CheckpointError: The published code would compute something else.
     """
     config = vqgan.facts.config
-    _check_published(config)
+    _check_published(vqgan.facts)
     args = _clip_arguments(vqgan.facts.clip) | {
         "embedding_dim": config.embedding_dim,
         "n_codes": config.codes,
@@ -336,11 +346,12 @@ def published_gpt(gpt: OriginalGPT) -> dict[str, Any]:
         kinds = " and ".join(part.kind for part in config.condition.parts)
         raise CheckpointError(f"a published GPT has one condition, this one has {kinds}")
     [part] = config.condition.parts
+    _check_condition(part)
     if config.infill:
         _check_infill(config)
     for vqgan in filter(None, (gpt.vqgan, gpt.sound)):
-        _check_published(vqgan.facts.config)
-    cond_stage_key = "stft" if part.kind == "sound" else "label"
+        _check_published(vqgan.facts)
+    cond_stage_key = {"sound": "stft", "text": "text"}.get(part.kind, "label")
     args = _clip_arguments(clip) | {
         "vqvae": "",
         "stft_vqvae": "",
@@ -462,12 +473,7 @@ def _vqgan_facts(args: Mapping[str, Any]) -> VQGANFacts:
             "disc_layers": _argument(args, "disc_layers"),
         },
     )
-    return VQGANFacts(config=config, clip=_clip(args), rate=0.0, input_range=_range(config))
-
-
-def _range(config: VQGANConfig) -> float:
-    """Largest absolute value of what the published code shows a VQGAN."""
-    return PUBLISHED_SOUND_RANGE if config.image_channels == SOUND_CHANNELS else INPUT_RANGE
+    return VQGANFacts(config=config, clip=_clip(args), rate=0.0)
 
 
 def _gpt_facts(checkpoint: Mapping[str, Any], given: VQGANConfig | None) -> GPTFacts:
@@ -515,10 +521,7 @@ def _gpt_facts(checkpoint: Mapping[str, Any], given: VQGANConfig | None) -> GPTF
                 f"latent frame has {frame} ({grids[0][1]} x {grids[0][2]})"
             )
         _check_infill(config)
-    facts = [
-        VQGANFacts(config=config, clip=clip, rate=0.0, input_range=_range(config))
-        for config in configs
-    ]
+    facts = [VQGANFacts(config=config, clip=clip, rate=0.0) for config in configs]
     return GPTFacts(
         config=config,
         classes=classes,
@@ -763,8 +766,31 @@ def _checked(model: type[Any], values: Any) -> Any:
         ) from None
 
 
-def _check_published(config: VQGANConfig) -> None:
-    """The published code knows one of our two group norms."""
+def _check_condition(part: ConditionPart) -> None:
+    """The published code has as many ids of text and of sound as their codes are."""
+    if part.kind == "sound" and part.null_id >= 0:
+        raise CheckpointError(
+            f"this GPT has {part.ids} ids of sound, of which {part.null_id} stands for none; the "
+            "published code has no such id",
+            "what can be exported is a GPT of sound that was imported",
+        )
+    if part.kind == "text" and part.ids != PUBLISHED_TEXT_IDS:
+        raise CheckpointError(
+            f"this GPT has {part.ids} ids of text, the published code {PUBLISHED_TEXT_IDS}",
+            "what can be exported was trained with CLIP's list of merges as --tokenizer",
+        )
+
+
+def _check_published(facts: VQGANFacts) -> None:
+    """The published code knows one of our two group norms, and one range of sound."""
+    config = facts.config
+    is_of_sound = config.image_channels == SOUND_CHANNELS
+    if is_of_sound and facts.input_range != PUBLISHED_SOUND_RANGE:
+        raise CheckpointError(
+            f"this VQGAN knows patches of sound up to {facts.input_range:g}, the published code "
+            f"shows it up to {PUBLISHED_SOUND_RANGE:g}",
+            "what can be exported is a VQGAN of sound that was imported",
+        )
     if config.norm_type == "group" and not pools_over_time(config):
         raise CheckpointError(
             "this VQGAN normalises each frame by itself, the published group norm whole clips: "

@@ -59,7 +59,8 @@ def gpt_run(shared: Path, tokens: Path) -> Path:
     return train_gpt(config).run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unconditional(tokens: Path, shared: Path) -> Path:
+    """A GPT that is conditioned on nothing."""
     config = gpt_config(tokens, shared / "unconditional", train={"max_steps": 1})
     return train_gpt(config).run

@@ -1,6 +1,7 @@
 """Checking a dataset: everything that is wrong is named."""
 
 import shutil
+import wave
 from pathlib import Path
 
 import h5py
@@ -108,17 +109,23 @@ def test_captions_and_sound_are_counted_also_of_a_manifest(tmp_path: Path) -> No
     for number, name in enumerate(names):
         write_video(folder / name, np.full((12, 16, 16, 3), 60 * number, np.uint8), 8)
     (folder / names[0]).with_suffix(".txt").write_text("a circle")
-    (folder / names[0]).with_suffix(".wav").write_bytes(b"RIFF")
-    (folder / names[1]).with_suffix(".wav").write_bytes(b"RIFF")
+    for name in names[:2]:
+        with wave.open(str((folder / name).with_suffix(".wav")), "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", ""))
+            file.writeframes(bytes(2 * 16000))
+    (folder / names[2]).with_suffix(".wav").write_bytes(b"RIFF")
     rows = [f"{name},{'val' if n else 'train'},," for n, name in enumerate(names)]
     rows += [f"{names[0]},val,1,a shape", "gone.mp4,,,"]
     manifest = folder / "m.csv"
     manifest.write_text("path,split,start,caption\n" + "\n".join(rows))
     result = check_data(manifest, CheckConfig(sequence_length=4))
-    assert (result.training_videos, result.validation_videos) == (1, 4)
+    assert (result.training_videos, result.validation_videos) == (1, 3)
     assert (result.captioned, result.with_sound) == (2, 3)
-    assert result.frames == 4 * 12
-    assert result.unreadable == ["gone.mp4: No such file or directory"]
+    assert result.frames == 3 * 12
+    [broken, gone] = sorted(result.unreadable)
+    assert broken.startswith("2.mp4: ")  # its sound cannot be decoded
+    assert "2.wav" in broken
+    assert gone == "gone.mp4: No such file or directory"
     assert result.in_both_splits == [f"{names[0]}: frames 8 to 12"]
 
 

@@ -1,10 +1,12 @@
 """Conditions from data to samples: class, caption and sound, each alone and together."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,16 @@ from tatscli.app.train import train_gpt, train_vqgan
 from tatscli.app.training_data import gpt_material
 from tatscli.config.evaluate import ClassesConfig
 from tatscli.core.checkpoint import read_gpt, read_vqgan
-from tatscli.core.data.sound import COLUMNS, SOUND_RATE, Track, has_sound, read_sound
+from tatscli.core.data.clips import Wanted
+from tatscli.core.data.sound import (
+    COLUMNS,
+    SOUND_RATE,
+    Track,
+    has_sound,
+    read_sound,
+    silence,
+    sound_begins,
+)
 from tatscli.core.data.text import train_tokenizer
 from tatscli.core.data.tokens import TokenDataset
 from tatscli.core.data.video import probe, read_frames, write_video
@@ -151,9 +162,18 @@ def test_videos_without_sound_are_silent_or_left_out_and_counted(
         f"{name}.mp4: has no sound"
         for name in ("test/square/000", "train/square/000", "train/square/001")
     ]
-    silent = TokenDataset(tmp_path / "all", "train")
-    heard_codes = {tuple(silent.manifest.videos["train"])}
-    assert heard_codes  # the same videos, in both splits, are listed
+    stored = TokenDataset(tmp_path / "all", "train", Wanted(sound=True))
+    nothing = read_vqgan(sound_run).sound_codes(silence(4)[None])[0]
+    clips = [stored[number] for number in range(len(stored))]
+    assert all((clip.sound == nothing).all() for clip in clips if clip.label == 1)
+    assert not all((clip.sound == nothing).all() for clip in clips if clip.label == 0)
+    with pytest.raises(ConfigError, match="--missing-sound skip, but .* encoded with silence"):
+        train_gpt(
+            gpt_config(
+                tmp_path / "all", tmp_path / "run",
+                model={"condition": "sound"}, data={"missing_sound": "skip"},
+            )
+        )  # fmt: skip
     with pytest.raises(DataError, match="none of the .* videos .* has sound"):
         train_vqgan(vqgan_config(mute(folder), tmp_path / "run", data={"input": "sound"}))
 
@@ -285,6 +305,42 @@ def test_each_window_hears_what_comes_at_its_time(
     assert list(dict.fromkeys(heard)) == [(first, 4, 8.0) for first in (0, 2, 4, 6, 8)]
 
 
+def test_what_is_asked_for_by_name_goes_before_what_given_videos_show(
+    every_run: Path, data: Path, tmp_path: Path
+) -> None:
+    def sampled(name: str, **condition: Any) -> list[dict[str, Any]]:
+        config = short_config(
+            every_run, tmp_path, condition=condition, sample={"name": name},
+            given={"context": data, "context_frames": 2},
+        )  # fmt: skip
+        return listing(module.short(config).folder)
+
+    for sample in sampled("text", text="a green square"):
+        assert (sample["text"], sample["label"]) == ("a green square", None)
+        assert "audio" not in sample
+    for sample in sampled("label", label="square"):
+        assert sample["label"] == "square"
+        assert "text" not in sample
+
+
+def test_a_file_is_heard_from_its_beginning_whatever_its_clock_says(
+    every_run: Path, tone: Path, tmp_path: Path
+) -> None:
+    late = tmp_path / "late.ts"
+    with av.open(str(tone)) as source, av.open(str(late), "w", "mpegts") as target:
+        [audio] = source.streams.audio
+        copy = target.add_stream_from_template(audio)
+        for packet in source.demux(audio):
+            if packet.dts is not None:
+                packet.stream = copy
+                packet.pts, packet.dts = packet.pts + 10 * 16000, packet.dts + 10 * 16000
+                target.mux(packet)
+    assert sound_begins(late) > 9
+    result = module.short(short_config(every_run, tmp_path, condition={"audio": late}))
+    heard = read_sound(result.folder / "sample-0000.mp4", 0, 0.5)[0]
+    assert np.abs(heard).mean() > 0.1
+
+
 def test_guidance_one_is_the_plain_sampler_and_more_is_not(every_run: Path) -> None:
     plain, one, three = (
         module.sample_short(loud(every_run), 4, label="square", device="cpu", **more)
@@ -372,6 +428,51 @@ def test_a_text_that_is_too_long_is_cut_with_a_note(text_run: Path, tmp_path: Pa
     [said] = [warning for warning in notes.warnings if "is cut to the" in warning]
     assert f"{tokenizer.length(text)} tokens is cut to the {tokenizer.tokens}" in said
     assert repr(tokenizer.kept(text)) in said
+
+
+def test_an_infilling_gpt_must_have_learnt_what_guidance_needs_as_well(
+    tokens: Path, data: Path, vqgan_run: Path, tmp_path: Path
+) -> None:
+    def run(name: str, length: int, **model: Any) -> Path:
+        config = gpt_config(
+            data, tmp_path / name, vqgan_run, data={"sequence_length": length},
+            model={"condition": "label", **model}, train={"max_steps": 1},
+        )  # fmt: skip
+        return train_gpt(config).run
+
+    keys = run("keys", 8, latent_stride=2)
+    infill = run("infill", 6, infill=True, condition_dropout=0.0)
+    config = long_config(
+        keys, tmp_path / "out", window={"length": 5, "infill_gpt": infill},
+        condition={"guidance": 2.0},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="the GPT of --infill-gpt never learnt"):
+        module.long(config)
+
+
+def test_a_run_that_goes_on_keeps_its_sound_and_its_captions(
+    data: Path, vqgan_run: Path, sound_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+
+    def config(steps: int, sound: Path) -> Any:
+        config = gpt_config(
+            folder, tmp_path / "run", vqgan_run, model={"condition": "text+sound"},
+            train={"max_steps": steps},
+        )  # fmt: skip
+        return config.model_copy(update={"sound_vqgan": sound})
+
+    run = train_gpt(config(1, sound_run)).run
+    with pytest.raises(ConfigError, match="sound_vqgan: .* -> elsewhere"):
+        train_gpt(config(2, Path("elsewhere")), run)
+    caption = folder / "train" / "circle" / "000.txt"
+    before = caption.read_text()
+    caption.write_text("something else")
+    with pytest.raises(DataError, match="is not what .* was trained on"):
+        train_gpt(config(2, sound_run), run)
+    caption.write_text(before)
+    assert train_gpt(config(2, sound_run), run).steps == 2
 
 
 def test_a_run_with_text_goes_on_exactly_and_needs_no_tokenizer_file(
@@ -485,7 +586,7 @@ def test_classes_of_samples_are_read_by_a_probe_that_real_clips_vouch_for(
                   for n, (name, e) in enumerate(zip(halves, entries, strict=True))]  # fmt: skip
         (fake / "samples.json").write_text(json.dumps({"samples": listed}))
 
-    asked({"class": "left", "label": "top"}, {"text": "The TOP is bright"})
+    asked({"class": "top", "label": "left"}, {"text": "The TOP is bright", "class": "left"})
     result = judge_classes(data, fake, ClassesConfig(frames=4))
     assert (result.samples, result.chance, result.real_clips) == (2, 0.5, 4)
     assert result.right == result.probe_on_real == 1
@@ -504,11 +605,18 @@ def test_what_was_asked_for_no_class_is_not_judged(
         judge_classes(data, result.folder, ClassesConfig(frames=2))
     with pytest.raises(DataError, match=r"samples\.json"):
         judge_classes(data, data, ClassesConfig(frames=2))
+    with pytest.raises(DataError) as caught:
+        judge_classes(data, result.folder, ClassesConfig(frames=40))
+    assert "--frames 12 or less" in caught.value.hint
+    outside = [{"index": 0, "file": "../outside.mp4"}]
+    (result.folder / "samples.json").write_text(json.dumps({"samples": outside}))
+    with pytest.raises(DataError, match="outside its folder"):
+        judge_classes(data, result.folder, ClassesConfig(frames=2))
 
 
 def test_a_window_takes_the_sound_of_its_time_in_hierarchical_samples(
-    heard_tokens: Path, shared: Path, data: Path, vqgan_run: Path, sound_run: Path, tmp_path: Path,
-    tone: Path,
+    data: Path, vqgan_run: Path, sound_run: Path, tmp_path: Path, tone: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def run(name: str, length: int, **model: Any) -> Path:
         config = gpt_config(
@@ -518,10 +626,22 @@ def test_a_window_takes_the_sound_of_its_time_in_hierarchical_samples(
         return train_gpt(config.model_copy(update={"sound_vqgan": sound_run})).run
 
     keys, infill = run("keys", 8, latent_stride=2), run("infill", 6, infill=True)
+    heard: list[tuple[int, int]] = []
+    original = SoundFile.patches
+
+    def patches(self: SoundFile, first: int, frames: int, rate: float) -> torch.Tensor:
+        heard.append((first, frames))
+        return original(self, first, frames, rate)
+
+    monkeypatch.setattr(SoundFile, "patches", patches)
     config = long_config(
         keys, tmp_path / "out", window={"length": 7, "infill_gpt": infill},
         condition={"audio": tone, "guidance": 2.0},
     )  # fmt: skip
     result = module.long(config)
+    # A batch of two and one of one: key frames every 4 frames, in windows of two that slide by one;
+    # then the three gaps between them.
+    batch = [(0, 8), (4, 8), (8, 8), (0, 6), (4, 6), (8, 6)]
+    assert heard == 2 * batch
     assert (result.samples, result.frames) == (3, 14)
     assert len(probe(result.folder / "sample-0000.mp4").times) == 14

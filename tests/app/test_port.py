@@ -43,7 +43,9 @@ CLIP = ClipConfig(resolution=8, sequence_length=8)
 def new_vqgan(**settings: Any) -> TrainedVQGAN:
     torch.manual_seed(4)
     small = {"embedding_dim": 4, "codes": 16, "hidden_channels": 2, "downsample": (2, 4, 4)}
-    return TrainedVQGAN(VQGAN(VQGANConfig.model_validate(small | settings)).eval(), CLIP, 0.0, 3)
+    config = VQGANConfig.model_validate(small | settings)
+    published = 1.0 if config.image_channels == 1 else 0.5
+    return TrainedVQGAN(VQGAN(config).eval(), CLIP, 0.0, 3, input_range=published)
 
 
 def published_gpt_file(file: Path, condition: ConditionLayout, **settings: Any) -> Path:

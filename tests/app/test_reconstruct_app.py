@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_scores_are_those_of_the_held_out_clips(data: Path, vqgan_run: Path) -> 
     codes = trained.model.encode(video)
     each = psnr(video, trained.model.decode(codes).clamp(-0.5, 0.5))
     constant = best_constant_image(video)[None, :, None].expand_as(video)
-    assert (scores.clips, scores.frames, scores.resolution) == (len(clips), 4, 8)
+    assert (scores.clips, scores.frames, scores.size) == (len(clips), 4, (8, 8))
     assert scores.psnr_db == pytest.approx(float(each.mean()), abs=1e-3)
     error = float(each.std() / len(clips) ** 0.5)
     assert scores.psnr_standard_error_db == pytest.approx(error, abs=1e-3)
@@ -108,7 +109,14 @@ def test_models_of_sound_are_measured_over_time_and_on_the_sound_of_videos(
     assert found.agnostic
     scores = evaluated(tmp_path / "a.ckpt", data={"data": data}).reconstruction
     assert scores is not None
-    assert (scores.clips, scores.constant_image_db > 0) == (6, True)
+    assert (scores.clips, scores.size, scores.constant_image_db > 0) == (6, (64, 16), True)
+    # What a model was shown at twice our range, it is shown so here, and answers so.
+    doubled = replace(trained, input_range=1.0)
+    save_vqgan(doubled, tmp_path / "published.ckpt")
+    other = evaluated(tmp_path / "published.ckpt", data={"data": data}).reconstruction
+    assert other is not None
+    assert other.psnr_db != scores.psnr_db
+    assert other.constant_image_db == scores.constant_image_db
     mute = tmp_path / "mute"
     write_video(mute / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 8)
     with pytest.raises(DataError, match="no train video has sound"):

@@ -44,7 +44,9 @@ def vqgan(seed: int = 0, **settings: Any) -> TrainedVQGAN:
         ("video_discriminator", PatchDiscriminator(3, *shape)),
     ):
         judges |= {f"{name}.{key}": value for key, value in judge.state_dict().items()}
-    return TrainedVQGAN(VQGAN(config).eval(), CLIP, 3.0, 40, judges)
+    # Sound as the published code shows it; of videos, both ranges are one.
+    published = 1.0 if config.image_channels == 1 else 0.5
+    return TrainedVQGAN(VQGAN(config).eval(), CLIP, 3.0, 40, judges, published)
 
 
 def gpt(condition: ConditionLayout, block_size: int = 64, **settings: Any) -> TrainedGPT:
@@ -216,3 +218,30 @@ def test_another_vqgan_for_a_published_gpt_is_suspected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"g\.ckpt: .* do not hold: block size") as caught:
         read_gpt(tmp_path / "g.ckpt", tmp_path / "v.ckpt")
     assert "v.ckpt the VQGAN it was trained with?" in caught.value.hint
+
+
+def test_sound_and_text_that_the_published_code_would_take_for_something_else_are_refused(
+    tmp_path: Path,
+) -> None:
+    def refused(trained: TrainedVQGAN | TrainedGPT) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            save_original(trained, tmp_path / "f.ckpt")
+        assert not (tmp_path / "f.ckpt").exists()
+        return f"{caught.value.message} {caught.value.hint}"
+
+    ours = replace(vqgan(1, image_channels=1, codes=6), input_range=0.5)
+    assert "patches of sound up to 0.5, the published code shows it up to 1" in refused(ours)
+    with_null = ConditionLayout.in_order([ConditionPart.sound(256, 6)])
+    assert "7 ids of sound, of which 6 stands for none" in refused(gpt(with_null, 319))
+    text = ConditionLayout.in_order([ConditionPart.text(4, 300, 0)])
+    assert "300 ids of text, the published code 49408" in refused(gpt(text, 67))
+
+
+def test_a_gpt_that_reads_as_clip_does_is_in_the_published_layout(tmp_path: Path) -> None:
+    layout = ConditionLayout.in_order([ConditionPart.text(4, 49408, 0)])
+    trained = gpt(layout, 67)
+    save_original(trained, tmp_path / "f.ckpt")
+    args = torch.load(tmp_path / "f.ckpt", weights_only=False)["hyper_parameters"]["args"]
+    assert (args.cond_stage_key, args.unconditional) == ("text", False)
+    again = read_gpt(tmp_path / "f.ckpt")
+    assert again.model.config == trained.model.config

@@ -68,6 +68,11 @@ class Wanted(NamedTuple):
     sound: bool = False
     needs_sound: bool = False
 
+    @property
+    def hears(self) -> bool:
+        """Whether sound is read at all."""
+        return self.sound or self.input == "sound"
+
 
 FRAMES = Wanted()
 """Frames and nothing else."""

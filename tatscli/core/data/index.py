@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tatscli.core.data.container import require_content
-from tatscli.core.data.hdf5 import HDF5_SUFFIXES, stored_videos
+from tatscli.core.data.hdf5 import HDF5_SUFFIXES, hdf5_address, stored_videos
 from tatscli.core.data.manifest import (
     MANIFEST_SUFFIXES,
     ManifestRow,
@@ -239,6 +239,12 @@ def _of_folder(root: Path, strict: bool, progress: Progress | None) -> VideoInde
 def _of_manifest(file: Path, strict: bool, progress: Progress | None) -> VideoIndex:
     root = file.parent
     rows = _without_tests(file, read_rows(file))
+    for row in rows:
+        if hdf5_address(root / row.path):
+            raise DataError(
+                f"{file}: {row.path} is a video in an HDF5 file, and rows name files of their own",
+                "give the HDF5 file itself",
+            )
     found = {video.path: video for video in _named(root, {row.path for row in rows})}
     infos = dict(zip(found, _infos(root, list(found.values()), progress), strict=True))
     problems = [Problem(path, info) for path, info in infos.items() if isinstance(info, str)]

@@ -23,6 +23,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from tatscli.config.data import SOUND_FRAME
 from tatscli.core.data.container import UNREADABLE, open_media, reason, require_content
 from tatscli.errors import DataError
 
@@ -30,10 +31,8 @@ Samples = npt.NDArray[np.float32]
 
 SOUND_RATE = 16000
 """Samples per second of what patches are computed from."""
-BANDS = 64
-"""Bands of a patch, of 125 Hz each; row 0 is the lowest."""
-COLUMNS = 16
-"""Spectra of a patch, evenly spaced over the time its frame is shown."""
+BANDS, COLUMNS = SOUND_FRAME
+"""Bands of a patch, of 125 Hz each, the lowest first; spectra, evenly over its frame's time."""
 
 _WINDOW = 512  # samples: 32 ms
 _FLOOR = 80.0  # dB below full scale that count as silence
@@ -69,11 +68,18 @@ class Track:
         if self.samples.ndim != 2 or len(self.samples) not in _LAYOUT or self.rate < 1:
             raise ValueError(f"samples {self.samples.shape} at {self.rate} Hz")
 
-    def fitted(self, seconds: float | Fraction) -> "Track":
-        """As long as that: cut, or with silence behind it."""
-        length = round(seconds * self.rate)
-        kept = self.samples[:, :length]
-        return Track(np.pad(kept, ((0, 0), (0, length - kept.shape[1]))), self.rate)
+
+def sound_begins(path: Path) -> float:
+    """Seconds at which a file begins on its own timeline, which need not be 0.
+
+    Raises:
+        DataError: It cannot be opened.
+    """
+    try:
+        with open_media(path) as container:
+            return float(container.start_time or 0) / av.time_base
+    except UNREADABLE as error:
+        raise DataError(f"{path}: {reason(error)}", _HINT) from error
 
 
 def has_sound(path: Path) -> bool:

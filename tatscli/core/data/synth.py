@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from tatscli.config.synth import SynthConfig
-from tatscli.core.data.sound import SOUND_RATE, Track
+from tatscli.core.data.sound import SOUND_RATE, Track, patches_of
 from tatscli.core.data.video import Codec, Frames, write_video
 from tatscli.core.files import claim_empty, unwritable
 from tatscli.errors import DataError
@@ -42,6 +43,7 @@ _LOWEST = 300.0  # Hz: where the register of the first class starts
 _REGISTERS = 1.7  # ratio of the starts of neighbouring registers
 _SPAN = 1.5  # ratio of the highest pitch of a register to its lowest; less, so that none overlap
 _HARMONICS = (1.0, 0.5, 0.25)
+_HEARD_AT, _HEARD_SIZE = 8, 32  # frames a second and side of the clip behind `sound_clip`
 _QUIET, _LOUD = 0.35, 0.6  # amplitudes at the left and at the right
 
 
@@ -152,6 +154,21 @@ def motion_sound(shape: str, frames: int, rate: int, motion: Motion) -> Track:
     tone = sum(part * np.sin(order * phase) for order, part in enumerate(parts, 1)) / sum(parts)
     loudness = _QUIET + (_LOUD - _QUIET) * x
     return Track((loudness * tone)[None].astype(np.float32), SOUND_RATE)
+
+
+def sound_clip(shape: str, frames: int, rng: np.random.Generator) -> Tensor:
+    """The patches of what one clip at 8 frames a second sounds like.
+
+    Args:
+        shape: One of `SHAPES`.
+        frames: Frames of the clip.
+        rng: Gives the motion that is heard, see `shape_clip`.
+
+    Returns:
+        float32 (1, frames, 64, 16) in [-0.5, 0.5].
+    """
+    track = motion_sound(shape, frames, _HEARD_AT, draw_motion(_HEARD_SIZE, rng))
+    return patches_of(track.samples[0], 0.0, np.arange(frames + 1) / _HEARD_AT)
 
 
 def write_dataset(

@@ -31,7 +31,8 @@ from tatscli.core.data.index import Problem, Split
 from tatscli.core.files import UNFINISHED, unwritable, written_whole
 from tatscli.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2, captions and sound."""
 MANIFEST = "manifest.json"
 MOST_CODES = 65536
 """Codes that uint16 can number."""

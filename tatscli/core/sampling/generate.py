@@ -35,6 +35,10 @@ class Chances:
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(_mix(seed, i)) for i in indices]
 
+    def __len__(self) -> int:
+        """Samples B."""
+        return len(self._generators)
+
     def draw(self, count: int, device: torch.device) -> Tensor:
         """The next numbers of each sample, (B, count) in [0, 1)."""
         rows = [torch.rand(count, generator=generator) for generator in self._generators]
@@ -238,9 +242,10 @@ def generate_hierarchical(
     total = hierarchical_frames(length, stride)
     known = _given_frames(given, keys, length)
     frame, tell = keys.config.frame_tokens, progress or _quiet
-    begin = _window(key_condition, 0)
     video = torch.empty(
-        (len(begin), total, *keys.config.grid[1:]), dtype=torch.long, device=begin.device
+        (len(chances), total, *keys.config.grid[1:]),
+        dtype=torch.long,
+        device=keys.pos_emb.device,
     )
     if given is not None:
         video[:, :known] = given
@@ -313,8 +318,7 @@ class _Sequence:
     ) -> None:
         self._gpt, self._chances, self._count = gpt, chances, count
         self._condition, self._guidance = condition, guidance
-        begin = _window(condition, 0)
-        self._batch, self._device = len(begin), begin.device
+        self._batch, self._device = len(chances), gpt.pos_emb.device
         read = self._batch if guidance == 1 else 2 * self._batch
         self._cache = KVCache(gpt.config, read, self._device, next(gpt.parameters()).dtype)
         self._unread: Tensor | None = None

@@ -214,8 +214,8 @@ def test_manifests_that_cannot_be_used_are_named_with_the_cause(tmp_path: Path) 
         assert str(folder) in caught.value.message
         return caught.value.message
 
-    assert "format 2, this version of tats reads up to 1" in message(
-        json.dumps({**json.loads(whole), "version": 2})
+    assert "format 3, this version of tats reads up to 2" in message(
+        json.dumps({**json.loads(whole), "version": 3})
     )
     assert "damaged" in message(whole[:100])
     assert not is_token_dataset(folder)
