@@ -19,7 +19,7 @@ from tatscli.app.given import GivenClips
 from tatscli.app.reporting import Reporter
 from tatscli.config.sample import ConditionConfig
 from tatscli.core.checkpoint import TrainedGPT, find_checkpoint
-from tatscli.core.data.sound import Track, has_sound, read_sound, sound_begins, sound_patches
+from tatscli.core.data.sound import Track, has_sound, read_sound, sound_patches, sound_span
 from tatscli.core.data.text import read_tokenizer
 from tatscli.core.models.gpt import condition_ids, drop_parts
 from tatscli.errors import ConfigError, DataError
@@ -29,6 +29,8 @@ OPTIONS = {"label": "--label NAME", "text": "--text TEXT", "sound": "--audio FIL
 CLOSE = 3
 """Classes that are named where one is not known."""
 _TEXTS = "--texts takes a text file, one text a line"
+SHORT = 0.1
+"""Seconds by which sound may end before its sample without a note."""
 HEARD_RATE = 48000
 """Samples per second of the sound in the files that are written."""
 
@@ -134,6 +136,7 @@ def wishes(
     gpts: Sequence[TrainedGPT],
     file: Path,
     samples: int,
+    seconds: float,
     given: GivenClips | None,
     reporter: Reporter,
 ) -> Wishes:
@@ -150,8 +153,9 @@ def wishes(
         gpts: The GPT that begins the samples, and the one that fills in.
         file: Where the former is.
         samples: How many there will be.
+        seconds: How long each will be.
         given: Videos that the samples go on from, or are to be like.
-        reporter: Told about texts that are cut.
+        reporter: Told about texts that are cut, sound that ends early, and what is left open.
 
     Raises:
         ConfigError: The model has no such condition or class, or needs one that is not asked for.
@@ -165,11 +169,7 @@ def wishes(
     _check_checks(config, trained, file)
     sound = None
     if config.audio:
-        if not config.audio.exists():
-            raise DataError(f"{config.audio} does not exist", "--audio takes a file with sound")
-        if not has_sound(config.audio):
-            raise DataError(f"{config.audio} has no sound", "--audio takes a file with sound")
-        sound = SoundFile(config.audio, sound_begins(config.audio))
+        sound = _open_sound(config.audio, seconds, reporter)
     common = Asked(config.label or None, config.text or None, sound)
     parts = {part.kind for part in trained.model.config.condition.parts}
     if common.kinds or texts:
@@ -179,10 +179,30 @@ def wishes(
     in_turn = "label" in parts and (class_cond or "label" in open_parts)
     found = Wishes(trained, common, texts, in_turn, given, frozenset(open_parts))
     asked = [found(number) for number in range(samples)]
-    for wish in asked:
-        _check_enough(wish, gpts, file)
+    for number, wish in enumerate(asked):
+        _check_enough(wish, gpts, file, given.file(number) if given else None)
+    if given is None and (free := sorted(parts - {"start"} - asked[0].kinds)):
+        reporter.note(f"nothing is asked for by {' and '.join(free)}; samples are free there")
     _note_cut(asked, gpts, reporter)
     return found
+
+
+def _open_sound(path: Path, seconds: float, reporter: Reporter) -> SoundFile:
+    """The sound that samples of so many seconds follow from its beginning on."""
+    hint = "--audio takes a file with sound"
+    if not path.is_file():
+        raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}", hint)
+    try:
+        if not has_sound(path):
+            raise DataError(f"{path} has no sound")
+        start, end = sound_span(path)
+    except DataError as error:
+        raise DataError(error.message, hint) from None
+    if end - start < seconds - SHORT:
+        reporter.note(
+            f"{path} lasts {end - start:.1f} s and a sample {seconds:.1f} s: silence follows it"
+        )
+    return SoundFile(path, start)
 
 
 def window_condition(
@@ -307,21 +327,24 @@ def _learnt(gpts: Sequence[TrainedGPT], kind: str) -> bool:
     return all(part is None or part.dropout > 0 for part in held)
 
 
-def _check_enough(asked: Asked, gpts: Sequence[TrainedGPT], file: Path) -> None:
+def _check_enough(asked: Asked, gpts: Sequence[TrainedGPT], file: Path, video: Path | None) -> None:
     """Something is asked for, and all that a model cannot do without."""
     parts = {part.kind for gpt in gpts for part in gpt.model.config.condition.parts} - {"start"}
     missing = sorted(parts - asked.kinds)
+    where = "or --context VIDEO to take it from a video"
+    if video:
+        where = f"since {video} has none"
     if parts and not asked.kinds:
         options = " or ".join(OPTIONS[kind] for kind in missing)
         raise ConfigError(
             f"{file} is conditioned on {', '.join(sorted(parts))}, and nothing says what to show",
-            f"add {options}, or --context VIDEO to take it from a video",
+            f"add {options}, {where}",
         )
     if needed := [kind for kind in missing if not _learnt(gpts, kind)]:
         options = " and ".join(OPTIONS[kind] for kind in needed)
         raise ConfigError(
             f"{file} never learnt to do without {' and '.join(needed)}, and nothing says which",
-            f"add {options}, or --context VIDEO to take it from a video",
+            f"add {options}, {where}",
         )
 
 

@@ -39,7 +39,7 @@ class ClassesResult:
         probe_on_real: Share of them that it reads right.
         samples: How many were judged.
         right: Share of them that are read as the class they were asked for.
-        standard_error: Of that share.
+        standard_error: Of that share, after Agresti and Coull, so that it is not 0 for all or none.
         chance: The share that guessing would give.
         right_by_class: The same for each class.
     """
@@ -114,7 +114,7 @@ def judge_classes(
         probe_on_real=on_real,
         samples=len(right),
         right=share,
-        standard_error=(share * (1 - share) / len(right)) ** 0.5,
+        standard_error=_standard_error(float(right.sum()), len(right)),
         chance=1 / len(classes),
         right_by_class={
             name: float(right[asked == label].mean())
@@ -122,6 +122,12 @@ def judge_classes(
             if (asked == label).any()
         },
     )
+
+
+def _standard_error(right: float, count: int) -> float:
+    """Of a share: as if two more had been right and two more wrong (Agresti and Coull 1998)."""
+    share = (right + 2) / (count + 4)
+    return float((share * (1 - share) / (count + 4)) ** 0.5)
 
 
 def _right(

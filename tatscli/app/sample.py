@@ -247,7 +247,8 @@ def _as_tensor(
             raise ConfigError(f"given: a clip of shape {tuple(given.shape)}, expected ({shape})")
         frames = sampler.length * sampler.factor
         check_given(given.shape[2], sampler.factor, frames, "given: T")
-    asked = _wishes(sampler, config, (), options.samples, None, Silent())
+    seconds = sampler.length * sampler.factor / sampler.rate
+    asked = _wishes(sampler, config, (), options.samples, seconds, None, Silent())
     sampler.to(choose_device(config.compute.device))
     start = None if given is None else sampler.encode(given)
     made = []
@@ -294,7 +295,8 @@ def _write_folder(
     if real.compute_fvd:
         _check_comparison(real, frames)
     given = _open_given(sampler, config.given, options.samples, frames, reporter)
-    asked = _wishes(sampler, config, texts, options.samples, given, reporter)
+    seconds = frames / sampler.rate
+    asked = _wishes(sampler, config, texts, options.samples, seconds, given, reporter)
     sampler.to(choose_device(device))
     start_codes = sampler.encode(given.videos()) if given and given.frames else None
     folder = _new_folder(options, config.filter, kind)
@@ -305,7 +307,7 @@ def _write_folder(
             f"are written at {DEFAULT_RATE:g}"
         )
     settings = _settings(kind, sampler, config)
-    heard = _Heard(frames / rate)
+    heard = _Heard(seconds)
     listed: list[dict[str, Any]] = []
     shown = _Shown([], [])
     total = options.samples * sampler.tokens
@@ -407,11 +409,21 @@ def _wishes(
     config: SampleShortConfig | SampleLongConfig,
     texts: tuple[str, ...],
     samples: int,
+    seconds: float,
     given: GivenClips | None,
     reporter: Reporter,
 ) -> Wishes:
-    asked, in_turn = config.condition, config.sample.class_cond
-    return wishes(asked, texts, in_turn, sampler.gpts, sampler.source, samples, given, reporter)
+    return wishes(
+        config.condition,
+        texts,
+        config.sample.class_cond,
+        sampler.gpts,
+        sampler.source,
+        samples,
+        seconds,
+        given,
+        reporter,
+    )
 
 
 class _Heard:

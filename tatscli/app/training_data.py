@@ -92,6 +92,12 @@ def gpt_material(config: GPTTrainConfig, start: GPTStart | None, reporter: Repor
             needed.
         DataError: The data cannot be read, or holds tokens of another VQGAN.
     """
+    for option, given, kind in (
+        ("--tokenizer", config.model.tokenizer, "text"),
+        ("--sound-vqgan", config.sound_vqgan, "sound"),
+    ):
+        if given and kind not in config.model.conditions:
+            reporter.note(f"{option} has no effect without --condition {kind}")
     if is_token_dataset(config.data.data):
         material = _tokens(config, start, reporter)
     else:

@@ -39,7 +39,11 @@ def train(
     from tatscli.app import train as use_case
 
     result = use_case.train_vqgan(config, resume, console.Terminal())
-    console.trained(result, as_json=json, then=f"tats encode --data DIR --vqgan {result.run}")
+    if config.data.input == "sound":
+        then = f"tats encode --data DIR --vqgan RUN --sound-vqgan {result.run}"
+    else:
+        then = f"tats encode --data DIR --vqgan {result.run}"
+    console.trained(result, as_json=json, then=then)
 
 
 @app.command("eval", epilog="Example: tats vqgan eval runs/vqgan --data DIR --time")

@@ -36,7 +36,7 @@ from tatscli.core.data.sound import (
     has_sound,
     read_sound,
     silence,
-    sound_begins,
+    sound_span,
 )
 from tatscli.core.data.text import train_tokenizer
 from tatscli.core.data.tokens import TokenDataset
@@ -335,10 +335,32 @@ def test_a_file_is_heard_from_its_beginning_whatever_its_clock_says(
                 packet.stream = copy
                 packet.pts, packet.dts = packet.pts + 10 * 16000, packet.dts + 10 * 16000
                 target.mux(packet)
-    assert sound_begins(late) > 9
+    assert 9 < sound_span(late)[0] < 11 < sound_span(late)[1] < 14
     result = module.short(short_config(every_run, tmp_path, condition={"audio": late}))
     heard = read_sound(result.folder / "sample-0000.mp4", 0, 0.5)[0]
     assert np.abs(heard).mean() > 0.1
+
+
+def test_what_is_left_open_and_sound_that_ends_early_are_said(
+    every_run: Path, tone: Path, tmp_path: Path
+) -> None:
+    def told(name: str, frames: int, **condition: Any) -> list[str]:
+        notes = Notes()
+        config = long_config(
+            every_run, tmp_path, window={"frames": frames}, condition=condition,
+            sample={"name": name, "samples": 1},
+        )  # fmt: skip
+        module.long(config, notes)
+        return notes.notes
+
+    assert told("all", 8, label="square", text="a red circle", audio=tone) == []
+    [open_parts] = told("label", 8, label="square")
+    assert open_parts == "nothing is asked for by sound and text; samples are free there"
+    [_, short] = told("short", 32, audio=tone)
+    assert short == "nothing is asked for by label and text; samples are free there"
+    assert f"{tone} lasts 3.0 s and a sample 4.0 s: silence follows it" in told(
+        "early", 32, label="square", text="a red circle", audio=tone
+    )
 
 
 def test_guidance_one_is_the_plain_sampler_and_more_is_not(every_run: Path) -> None:

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tatscli.core.data.container import require_content
 from tatscli.core.data.hdf5 import HDF5_SUFFIXES, hdf5_address, stored_videos
 from tatscli.core.data.manifest import (
     MANIFEST_SUFFIXES,
@@ -318,14 +317,9 @@ def _refuse_problems(
 
 def _entries(root: Path, videos: Sequence[tuple[_Found, VideoInfo]]) -> list[VideoEntry]:
     """Whole videos for training without a class, with what lies beside them."""
-
-    def read(video: _Found) -> tuple[tuple[str, ...], str]:
-        captions = _captions(root / video.captions) if video.captions else ()
-        return captions, _readable(root, video.sound) if video.sound else ""
-
-    attended = {video.path: video for video, _ in videos if video.captions or video.sound}
+    described = {video.path: root / video.captions for video, _ in videos if video.captions}
     with ThreadPoolExecutor(_threads()) as pool:
-        beside = dict(zip(attended, pool.map(read, attended.values()), strict=True))
+        captions = dict(zip(described, pool.map(_captions, described.values()), strict=True))
     return [
         VideoEntry(
             video.path,
@@ -335,34 +329,23 @@ def _entries(root: Path, videos: Sequence[tuple[_Found, VideoInfo]]) -> list[Vid
             info,
             0,
             len(info.times),
-            *beside.get(video.path, ((), "")),
+            captions.get(video.path, ()),
+            video.sound,
         )
         for video, info in videos
     ]
 
 
 def _captions(path: Path) -> tuple[str, ...]:
+    """The captions of a file; none, with a warning, where it is no text."""
     try:
         if not S_ISREG(path.stat().st_mode):  # reading a pipe would wait forever
-            raise DataError(f"{path}: not a regular file")
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror or error}", "it has the captions of the video of its name"
-        ) from error
-    return clean_captions(text.splitlines())
-
-
-def _readable(root: Path, name: str) -> str:
-    path = root / name
-    try:
-        require_content(path)
-        path.open("rb").close()
-    except OSError as error:
-        raise DataError(
-            f"{path}: {error.strerror or error}", "it is the sound of the video of its name"
-        ) from error
-    return name
+            raise ValueError("not a regular file")
+        return clean_captions(path.read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or str(error)
+        logger.warning("%s holds no captions: %s", path, told)
+        return ()
 
 
 def _threads() -> int:

@@ -69,15 +69,19 @@ class Track:
             raise ValueError(f"samples {self.samples.shape} at {self.rate} Hz")
 
 
-def sound_begins(path: Path) -> float:
-    """Seconds at which a file begins on its own timeline, which need not be 0.
+def sound_span(path: Path) -> tuple[float, float]:
+    """Seconds at which a file begins on its own timeline, which need not be 0, and ends.
+
+    The end is infinite where the file does not say.
 
     Raises:
         DataError: It cannot be opened.
     """
     try:
         with open_media(path) as container:
-            return float(container.start_time or 0) / av.time_base
+            start = float(container.start_time or 0) / av.time_base
+            length = container.duration
+            return start, start + length / av.time_base if length else math.inf
     except UNREADABLE as error:
         raise DataError(f"{path}: {reason(error)}", _HINT) from error
 

@@ -479,6 +479,11 @@ def _refuse_other(folder: Path, present: TokenManifest, header: TokenHeader) -> 
     for field in TokenHeader.model_fields:
         was, now = getattr(present, field), getattr(header, field)
         if was != now:
+            if field == "sound":
+                was, now = (
+                    f"VQGAN {held.fingerprint}, missing sound: {held.missing}" if held else "none"
+                    for held in (was, now)
+                )
             named = "VQGAN" if field == "fingerprint" else field
             raise DataError(
                 f"{folder} holds tokens of another {named}: {_brief(was)}, this is {_brief(now)}",

@@ -6,7 +6,9 @@ import av
 import numpy as np
 import pytest
 
+from tatscli.config.data import ClipConfig
 from tatscli.core.data import index as module
+from tatscli.core.data.clips import Address, ClipSource
 from tatscli.core.data.index import build_index
 from tatscli.core.data.video import write_png, write_video
 from tatscli.errors import DataError
@@ -397,7 +399,7 @@ def test_captions_and_sound_lie_beside_their_videos(tmp_path: Path, video: bytes
     for name in ("train/x/f.1", "val/f.1"):
         write_png(root / name / "0.png", np.zeros((8, 8, 3), np.uint8))
     fill(root, ["val/a.b.WAV", "train/x/f.1.wav", "train/c.wav", "val/f.1/f.1.wav"], b"RIFF")
-    fill(root, ["val/a.b.txt"], b"\xef\xbb\xbfA  cat\tsits\r\n\r\n caf\xe9 \n")
+    fill(root, ["val/a.b.txt"], b"\xef\xbb\xbfA  cat\tsits\r\n\r\n caf\xc3\xa9 \n")
     fill(root, ["train/x/f.1.txt"], "ein Gerät\nzwei".encode())
     fill(root, ["train/d.txt", "train/x.txt"], b"")
     found = {e.path: (e.captions, e.sound, e.has_sound) for e in build_index(root).entries}
@@ -405,7 +407,7 @@ def test_captions_and_sound_lie_beside_their_videos(tmp_path: Path, video: bytes
         "train/d.mp4": ((), "", False),
         "train/x/c.mp4": ((), "", False),
         "train/x/f.1": (("ein Gerät", "zwei"), "train/x/f.1.wav", True),
-        "val/a.b.mp4": (("A cat sits", "caf\ufffd"), "val/a.b.WAV", True),
+        "val/a.b.mp4": (("A cat sits", "café"), "val/a.b.WAV", True),
         "val/f.1": ((), "", False),
     }
 
@@ -446,18 +448,32 @@ def test_the_captions_of_a_row_go_before_those_beside_its_video(
     }
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".wav"])
-def test_what_lies_beside_a_video_and_cannot_be_read_is_an_error(
-    tmp_path: Path, video: bytes, suffix: str
+def test_what_is_no_text_is_no_caption_and_named(
+    tmp_path: Path, video: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    root = fill(tmp_path / "d", ["a.mp4", "b.mp4", "c.mp4", "d.mp4"], video)
+    (root / "a.txt").symlink_to(root / "nowhere")
+    os.mkfifo(root / "b.txt")
+    (root / "c.txt").write_bytes(b"caf\xe9 \x00\xff")
+    (root / "d.txt").write_text("a café")
+    found = {entry.path: entry.captions for entry in build_index(root).entries}
+    assert found == {"a.mp4": (), "b.mp4": (), "c.mp4": (), "d.mp4": ("a café",)}
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 3
+    for name, reason in (("a", "No such file"), ("b", "not a regular"), ("c", "can't decode")):
+        assert any(f"{name}.txt holds no captions: " in one and reason in one for one in told)
+
+
+def test_sound_beside_a_video_is_looked_at_when_it_is_heard(tmp_path: Path, video: bytes) -> None:
     root = fill(tmp_path / "d", ["a.mp4", "b.mp4"], video)
-    (root / f"a{suffix}").symlink_to(root / "nowhere")
-    with pytest.raises(DataError, match=rf"a\{suffix}: No such file"):
-        build_index(root)
-    (root / f"a{suffix}").unlink()
-    os.mkfifo(root / f"a{suffix}")
-    with pytest.raises(DataError, match=rf"a\{suffix}: not a regular file"):
-        build_index(root)
+    (root / "a.wav").touch()
+    os.mkfifo(root / "b.wav")
+    for entry, reason in zip(build_index(root).entries, ("empty", "not a regular"), strict=True):
+        assert entry.has_sound
+        source = ClipSource([entry], root, ClipConfig(resolution=8, sequence_length=1))
+        assert source.read(Address(0, 0)).video.shape == (3, 1, 8, 8)
+        with pytest.raises(DataError, match=rf"{entry.path[0]}\.wav: {reason}"):
+            source.sound(Address(0, 0))
 
 
 def test_a_file_that_is_no_dataset_gets_a_list_of_what_is(tmp_path: Path, video: bytes) -> None:

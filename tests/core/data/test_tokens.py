@@ -303,7 +303,7 @@ def test_a_dataset_without_sound_or_captions_says_so_or_gives_none(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"sound": None}, "another sound: .*heard.* this is None"),
+        ({"sound": None}, "another sound: VQGAN heard, missing sound: silence, this is none"),
         ({"sound": SOUND | {"fingerprint": "xyz"}}, "another sound: .*heard.*xyz"),
         ({"sound": SOUND | {"missing": "skip"}}, "another sound: .*silence.*skip"),
         ({"captions": {}}, "another captions: .*one cat.* this is {}"),
