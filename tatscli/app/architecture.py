@@ -89,9 +89,9 @@ def settle_gpt(config: GPTTrainConfig, start: GPTStart) -> GPTTrainConfig:
 
 def keep_dropout(config: GPTTrainConfig, start: GPTStart) -> GPTTrainConfig:
     """The settings of a run that goes on, which may be older than this one of them."""
-    held = max(part.dropout for part in start.gpt.model.config.condition.parts)
-    if "none" in config.model.condition:
+    if not config.model.conditions:
         return config
+    held = max(part.dropout for part in start.gpt.model.config.condition.parts)
     model = config.model.model_copy(update={"condition_dropout": held})
     return config.model_copy(update={"model": model})
 

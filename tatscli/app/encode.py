@@ -26,6 +26,8 @@ from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan, save_vqgan
 from tatscli.core.data.clips import Clip, FixedClips, Wanted
 from tatscli.core.data.index import Problem
 from tatscli.core.data.tokens import (
+    SOUND_FILE,
+    VQGAN_FILE,
     SoundTokens,
     TokenDataset,
     TokenHeader,
@@ -43,9 +45,6 @@ from tatscli.core.training.placement import choose_workers
 from tatscli.errors import DataError
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-VQGAN_FILE = "vqgan.ckpt"
-SOUND_FILE = "sound.ckpt"
-"""The VQGANs that a token dataset holds."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     vqgan = of_videos(read_vqgan(options.vqgan))
     clip, grid = clips_for(config.data, vqgan)
     sound = read_sound_vqgan(options.sound_vqgan) if options.sound_vqgan else None
-    needs_sound = config.data.missing_sound == "skip" and sound is not None
+    needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
     videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
     stride = options.stride or clip.sequence_length

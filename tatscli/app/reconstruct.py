@@ -100,7 +100,7 @@ def evaluate_vqgan(
         clip, _ = clips_for(config.data, trained)
         wanted = Wanted(
             input="sound" if trained.is_of_sound else "video",
-            needs_sound=trained.is_of_sound and config.data.missing_sound == "skip",
+            needs_sound=config.data.missing_sound == "skip",
         )
         videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
         scores = _score(trained, videos, config, reporter)

@@ -197,7 +197,7 @@ def _vqgan_job(
     perceptual = LPIPS(weights.locate("vgg16")) if config.loss.perceptual_weight else None
     data = config.data
     is_sound = data.input == "sound"
-    wanted = Wanted(input=data.input, needs_sound=is_sound and data.missing_sound == "skip")
+    wanted = Wanted(input=data.input, needs_sound=data.missing_sound == "skip")
     videos = open_videos(data.data, data, data.strict, reporter, wanted)
     if is_sound:
         must_be_heard(videos, "--input sound")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import Subset
 
 from tatscli.app.data import VideoClips, decodable, name_problems, open_videos, spread
-from tatscli.app.encode import SOUND_FILE, SPLITS, check_fingerprint, open_tokens
+from tatscli.app.encode import SPLITS, check_fingerprint, open_tokens
 from tatscli.app.fitting import (
     check_sound_vqgan,
     check_tokenizer,
@@ -24,7 +24,7 @@ from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, read_vqgan
 from tatscli.core.data.clips import Wanted
 from tatscli.core.data.index import VideoEntry
 from tatscli.core.data.text import TextTokenizer, read_tokenizer, train_tokenizer
-from tatscli.core.data.tokens import TokenDataset, TokenManifest, is_token_dataset
+from tatscli.core.data.tokens import SOUND_FILE, TokenDataset, TokenManifest, is_token_dataset
 from tatscli.core.training.engine import Clips
 from tatscli.errors import ConfigError, DataError
 
@@ -125,7 +125,7 @@ def _videos(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
     sound = None
     if "sound" in config.model.conditions:
         sound = _sound_vqgan(config, start)
-    needs_sound = sound is not None and config.data.missing_sound == "skip"
+    needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
     videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
     if sound:

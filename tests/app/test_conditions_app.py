@@ -21,7 +21,7 @@ from tiny_app import (
 
 from tatscli.app import sample as module
 from tatscli.app.asked import SoundFile
-from tatscli.app.encode import SOUND_FILE, encode
+from tatscli.app.encode import encode
 from tatscli.app.recognise import judge_classes
 from tatscli.app.reporting import Silent
 from tatscli.app.train import train_gpt, train_vqgan
@@ -39,7 +39,7 @@ from tatscli.core.data.sound import (
     sound_span,
 )
 from tatscli.core.data.text import train_tokenizer
-from tatscli.core.data.tokens import TokenDataset
+from tatscli.core.data.tokens import SOUND_FILE, TokenDataset
 from tatscli.core.data.video import probe, read_frames, write_video
 from tatscli.errors import CheckpointError, ConfigError, DataError
 

@@ -257,3 +257,18 @@ def test_the_short_forms(tats, receive):
 def test_a_dry_run_touches_nothing(tats, tmp_path):
     assert tats(*VQGAN.split(), "--dry-run").code == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_flags_of_text_and_of_sound_are_taken_with_a_note(tats):
+    done = tats(
+        "gpt", "train", "--data", "d", "--cond_stage_key", "text", "--text_cond", "--dry-run"
+    )
+    assert (done.code, "  condition: text\n" in done.out) == (0, True)
+    assert "--text-cond has no effect: captions always become BPE tokens" in done.err
+    done = tats(
+        "gpt", "train", "--data", "d", "--cond_stage_key", "stft", "--stft_data",
+        "--stft_vqvae", "S", "--dry-run",
+    )  # fmt: skip
+    assert (done.code, "  condition: sound\n" in done.out) == (0, True)
+    assert "sound_vqgan: S" in done.out
+    assert "--stft-data has no effect" in done.err

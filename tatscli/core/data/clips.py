@@ -60,7 +60,8 @@ class Wanted(NamedTuple):
         input: Whether ``Clip.video`` holds frames, or the sound of each.
         text: Turns its caption into ids, where they are wanted.
         sound: Whether the sound of its frames is wanted beside them.
-        needs_sound: Whether videos without sound are left out rather than taken for silent ones.
+        needs_sound: Whether, where sound is read, videos without it are left out rather than taken
+            for silent ones.
     """
 
     input: Literal["video", "sound"] = "video"
@@ -121,7 +122,7 @@ class ClipSource:
         self.clip = clip
         self.wanted = wanted
         mute: tuple[Problem, ...] = ()
-        if wanted.needs_sound:
+        if wanted.hears and wanted.needs_sound:
             mute = tuple(Problem(e.path, "has no sound") for e in entries if not e.has_sound)
             if entries and len(mute) == len(entries):
                 raise DataError(

@@ -34,6 +34,8 @@ from tatscli.errors import DataError
 FORMAT = 2
 """Since 2, captions and sound."""
 MANIFEST = "manifest.json"
+VQGAN_FILE, SOUND_FILE = "vqgan.ckpt", "sound.ckpt"
+"""The VQGANs that a token dataset holds."""
 MOST_CODES = 65536
 """Codes that uint16 can number."""
 
@@ -170,7 +172,7 @@ class TokenWriter:
             raise unwritable(folder, error, DataError) from error
         if MANIFEST in present:
             _refuse_other(folder, _parse_manifest(folder), header)
-        elif present - {"vqgan.ckpt", "sound.ckpt"}:
+        elif present - {VQGAN_FILE, SOUND_FILE}:
             raise DataError(
                 f"{folder} is not empty and no token dataset", "choose another folder with --out"
             )
