@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tatscli.app.fitting import (
 from tatscli.app.pictures import DEFAULT_RATE
 from tatscli.app.reporting import Reporter, Silent, Task
 from tatscli.config.encode import DecodeConfig, EncodeConfig
+from tatscli.config.sample import Precision
 from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan, save_vqgan
 from tatscli.core.data.clips import Clip, FixedClips, Wanted
 from tatscli.core.data.index import Problem
@@ -39,12 +41,15 @@ from tatscli.core.data.tokens import (
 )
 from tatscli.core.data.video import Frames, to_uint8, video_writer
 from tatscli.core.files import claim_empty
+from tatscli.core.models.inference import vqgan_for_inference
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.sampling.decode import WHOLE_FRAMES, decode_stream, encode_stream
 from tatscli.core.training.placement import choose_workers
 from tatscli.errors import DataError
 
 SPLITS: tuple[Split, ...] = ("train", "val")
+COMPARED = 4
+"""Clips that are encoded in float32 too, to say what another precision changes."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +127,22 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
             grid=sound_grid(sound, clip.frames),
             missing=config.data.missing_sound,
         )
-    writer = TokenWriter(options.out, _header(videos, clips, vqgan, grid, stride, heard))
+    precision = config.compute.precision
+    header = _header(videos, clips, vqgan, grid, stride, heard, precision)
+    writer = TokenWriter(options.out, header)
     save_vqgan(TrainedVQGAN(vqgan.model, clip, videos.rate, vqgan.step), options.out / VQGAN_FILE)
     if sound:
         save_vqgan(replace(sound, judges={}), options.out / SOUND_FILE)
-        sound.model.to(device)
+        vqgan_for_inference(sound.model, device, precision)
     missing = writer.missing()
     total = sum(unit.stop - unit.first for unit in missing)
     if len(missing) < len(writer.units):
         reporter.note(f"continuing: {len(writer.units) - len(missing)} shards are there already")
-    vqgan.model.to(device)
+    exact = deepcopy(vqgan.model) if precision != "float32" and missing else None
+    vqgan_for_inference(vqgan.model, device, precision)
+    if exact:
+        first = missing[0]
+        _note_changed(exact, vqgan.model, clips[first.split], first, precision, reporter)
     with reporter.task("encoding", "clips", total) as task:
         done = 0
         for unit in missing:
@@ -153,7 +164,7 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
     check_fingerprint(manifest, vqgan, tokens, options.vqgan)
     claim_empty(options.out, "choose another --out")
     device = choose_device(config.compute.device)
-    vqgan.model.to(device)
+    vqgan_for_inference(vqgan.model, device, config.compute.precision)
     rate = vqgan.rate or DEFAULT_RATE
     chosen = [(split, TokenDataset(tokens, split)) for split in SPLITS if manifest.clips[split]]
     counts = {split: min(options.limit or len(held), len(held)) for split, held in chosen}
@@ -238,6 +249,7 @@ def _header(
     grid: tuple[int, int, int],
     stride: int,
     sound: SoundTokens | None,
+    precision: Precision,
 ) -> TokenHeader:
     return TokenHeader(
         fingerprint=vqgan.model.fingerprint(),
@@ -253,7 +265,34 @@ def _header(
         if any(entry.captions for entry in videos.index.entries)
         else {},
         sound=sound,
+        precision=precision,
     )
+
+
+def _note_changed(
+    exact: VQGAN,
+    used: VQGAN,
+    clips: FixedClips,
+    unit: TokenUnit,
+    precision: Precision,
+    reporter: Reporter,
+) -> None:
+    """Say how many codes of the first clips are others than in float32."""
+    device = next(used.parameters()).device
+    vqgan_for_inference(exact, device)
+    readable = _Readable(clips, unit)
+    items = [readable[place] for place in range(min(COMPARED, len(readable)))]
+    found = [item for item in items if isinstance(item, Clip)]
+    changed = total = 0
+    for clip in found:
+        video = clip.video[None].to(device)
+        codes, others = encode_stream(exact, video), encode_stream(used, video)
+        changed, total = changed + int((codes != others).sum()), total + codes.numel()
+    if total:
+        reporter.note(
+            f"in {precision} {changed / total:.1%} of the codes of the first {len(found)} clips "
+            "are others than in float32"
+        )
 
 
 class _Readable(Dataset[Clip | Problem]):

@@ -43,6 +43,7 @@ class FVDResult:
         kernel: Kernel distance (squared MMD, cubic, unbiased) of the same features.
         protocol: Definition of the features.
         features: Network that computed them.
+        precision: Arithmetic of that network; figures of different ones do not compare.
         real: Folder, or name given to it.
         fake: Folder.
         real_videos: Videos used.
@@ -57,6 +58,7 @@ class FVDResult:
     kernel: float
     protocol: str
     features: str
+    precision: str
     real: str
     fake: str
     real_videos: int
@@ -135,7 +137,12 @@ def evaluate_fvd(
     for side in sides:
         with reporter.task(f"features of {side.root}", "videos", len(side)) as task:
             found = video_features(
-                model, PROTOCOLS[options.protocol], side.clips(task), options.batch_size, device
+                model,
+                PROTOCOLS[options.protocol],
+                side.clips(task),
+                options.batch_size,
+                device,
+                config.compute.precision,
             )
         features.append(found)
         name_problems(side.undecodable, reporter)
@@ -153,6 +160,7 @@ def evaluate_fvd(
         kernel=kernel_distance(*features),
         protocol=options.protocol,
         features=options.features,
+        precision=config.compute.precision,
         real=real_name or str(real),
         fake=str(fake),
         real_videos=counts[0],

@@ -25,6 +25,7 @@ from tatscli.core.data.video import to_float
 from tatscli.core.metrics.agnosticity import TimeAgnosticity, least_frames, time_agnosticity
 from tatscli.core.metrics.baselines import best_constant_image
 from tatscli.core.metrics.reconstruction import psnr, usage_perplexity
+from tatscli.core.models.inference import vqgan_for_inference
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.precision import strict_float32
 from tatscli.core.sampling.decode import decode_stream, encode_stream
@@ -94,7 +95,8 @@ def evaluate_vqgan(
     """
     reporter = reporter or Silent()
     trained = read_vqgan(checkpoint)
-    model = trained.model.to(choose_device(config.compute.device))
+    device = choose_device(config.compute.device)
+    model = vqgan_for_inference(trained.model, device)
     videos = scores = None
     if config.data.data is not None:
         clip, _ = clips_for(config.data, trained)

@@ -101,8 +101,9 @@ def sample_short(
     temperature: float = 1.0,
     top_k: int = 2048,
     top_p: float = 0.92,
-    batch_size: int = 16,
+    batch_size: int | str = 16,
     device: str = "auto",
+    precision: str = "float32",
 ) -> Tensor:
     """Sample videos of the length of training.
 
@@ -119,8 +120,9 @@ def sample_short(
         temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Sample among the k likeliest tokens; 0 does not cut.
         top_p: Then among the likeliest that together reach this probability.
-        batch_size: Samples at once.
+        batch_size: Samples at once; ``auto`` takes as many as fit into memory.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``float32`` or ``bf16``.
 
     Returns:
         float32 (samples, C, T, H, W) in [-0.5, 0.5], the given frames reconstructed.
@@ -134,7 +136,7 @@ def sample_short(
         sample={"gpt": gpt, "samples": samples, "seed": seed, "batch_size": batch_size},
         condition={"label": label, "text": text, "audio": audio, "guidance": guidance},
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
-        compute={"device": device},
+        compute={"device": device, "precision": precision},
     )
     return _as_tensor(short_sampler(config.sample, Silent()), config, given)
 
@@ -155,8 +157,9 @@ def sample_long(
     temperature: float = 1.0,
     top_k: int = 2048,
     top_p: float = 0.92,
-    batch_size: int = 16,
+    batch_size: int | str = 16,
     device: str = "auto",
+    precision: str = "float32",
 ) -> Tensor:
     """Sample videos of any length, by a window that slides over latent frames, or by key frames.
 
@@ -175,8 +178,9 @@ def sample_long(
         temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Sample among the k likeliest tokens; 0 does not cut.
         top_p: Then among the likeliest that together reach this probability.
-        batch_size: Samples at once.
+        batch_size: Samples at once; ``auto`` takes as many as fit into memory.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``float32`` or ``bf16``.
 
     Returns:
         float32 (samples, C, T, H, W) in [-0.5, 0.5], the given frames reconstructed.
@@ -192,7 +196,7 @@ def sample_long(
         condition={"label": label, "text": text, "audio": audio, "guidance": guidance},
         window={"length": length, "temporal_sample_pos": context, "infill_gpt": infill_gpt},
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
-        compute={"device": device},
+        compute={"device": device, "precision": precision},
     )
     return _as_tensor(long_sampler(config.sample, config.window, Silent()), config, given)
 
@@ -249,7 +253,7 @@ def _as_tensor(
         check_given(given.shape[2], sampler.factor, frames, "given: T")
     seconds = sampler.length * sampler.factor / sampler.rate
     asked = _wishes(sampler, config, (), options.samples, seconds, None, Silent())
-    sampler.to(choose_device(config.compute.device))
+    sampler.to(choose_device(config.compute.device), config.compute.precision)
     start = None if given is None else sampler.encode(given)
     made = []
     cuts, guidance = Cuts.of(config.filter), config.condition.guidance
@@ -287,7 +291,7 @@ def _write_folder(
     reporter: Reporter,
     frames: int = 0,
 ) -> SampleResult:
-    options, real, device = config.sample, config.real, config.compute.device
+    options, real, compute = config.sample, config.real, config.compute
     texts = read_texts(config.condition.texts) if config.condition.texts else ()
     if texts and "samples" not in options.model_fields_set:
         options = options.model_copy(update={"samples": len(texts)})
@@ -297,7 +301,8 @@ def _write_folder(
     given = _open_given(sampler, config.given, options.samples, frames, reporter)
     seconds = frames / sampler.rate
     asked = _wishes(sampler, config, texts, options.samples, seconds, given, reporter)
-    sampler.to(choose_device(device))
+    settings = _settings(kind, sampler, config)
+    sampler.to(choose_device(compute.device), compute.precision)
     start_codes = sampler.encode(given.videos()) if given and given.frames else None
     folder = _new_folder(options, config.filter, kind)
     rate = sampler.rate
@@ -306,7 +311,6 @@ def _write_folder(
             "the checkpoint does not say at how many frames per second its clips were read; files "
             f"are written at {DEFAULT_RATE:g}"
         )
-    settings = _settings(kind, sampler, config)
     heard = _Heard(seconds)
     listed: list[dict[str, Any]] = []
     shown = _Shown([], [])
@@ -341,7 +345,9 @@ def _write_folder(
     side = start.shape[1]
     distance = None
     if real.compute_fvd:
-        distance = _compare(real, folder, frames, side, sampler.vqgan.clip, device, reporter)
+        distance = _compare(
+            real, folder, frames, side, sampler.vqgan.clip, compute.device, reporter
+        )
     return SampleResult(
         folder=folder,
         samples=len(listed),
@@ -389,6 +395,7 @@ def _settings(
         "step": sampler.trained.step,
         "vqgan": sampler.vqgan.model.fingerprint(),
         "seed": config.sample.seed,
+        "precision": config.compute.precision,
         "latent_frames": sampler.length,
         "temporal_sample_pos": sampler.context,
         **config.filter.model_dump(),

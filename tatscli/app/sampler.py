@@ -15,9 +15,17 @@ from tatscli.app.asked import Asked, window_condition
 from tatscli.app.pictures import DEFAULT_RATE
 from tatscli.app.reporting import Reporter, Silent, Task
 from tatscli.app.run import RunFolder
-from tatscli.config.sample import FilterConfig, LongFilterConfig, SampleConfig, WindowConfig
+from tatscli.config.sample import (
+    FilterConfig,
+    LongFilterConfig,
+    Precision,
+    SampleConfig,
+    WindowConfig,
+)
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, find_checkpoint, read_gpt
-from tatscli.core.models.gpt import GPT
+from tatscli.core.memory import free_memory
+from tatscli.core.models.gpt import GPT, sequence_bytes
+from tatscli.core.models.inference import gpt_for_inference, vqgan_for_inference
 from tatscli.core.sampling.decode import encode_stream
 from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import (
@@ -27,6 +35,11 @@ from tatscli.core.sampling.generate import (
     hierarchical_frames,
 )
 from tatscli.errors import CheckpointError, ConfigError
+
+LARGEST_BATCH = 256
+"""Samples at once beyond which no machine gains."""
+UNKNOWN_BATCH = 16
+"""Samples at once where nobody says how much memory is free."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +115,13 @@ class Sampler:
         """Frames per second of the samples; a guess where the checkpoint does not know."""
         return self.vqgan.rate or DEFAULT_RATE
 
-    def to(self, device: torch.device) -> None:
-        """Bring the models to a device."""
-        self.vqgan.model.to(device)
+    def to(self, device: torch.device, precision: Precision) -> None:
+        """Bring the models to a device, for use; they are not to be saved any more."""
+        vqgan_for_inference(self.vqgan.model, device, precision)
         for gpt in self.gpts:
-            gpt.model.to(device)
+            gpt_for_inference(gpt.model, device, precision)
             if gpt.sound:
-                gpt.sound.model.to(device)
+                vqgan_for_inference(gpt.sound.model, device, precision)
 
     def encode(self, videos: Iterable[Tensor]) -> Tensor:
         """Codes (k, t, h, w) of k given videos (C, T, H, W), each encoded by itself."""
@@ -135,8 +148,9 @@ class Sampler:
             guidance: How far to go beyond that.
             given: (k, t, h, w) codes of the first frames, which samples take in turn.
         """
-        for first in range(0, config.samples, config.batch_size):
-            numbers = range(first, min(first + config.batch_size, config.samples))
+        size = self._batch_size(config, guidance)
+        for first in range(0, config.samples, size):
+            numbers = range(first, min(first + size, config.samples))
 
             def tell(done: int, first: int = first, count: int = len(numbers)) -> None:
                 task.update(first * self.tokens + done * count, config.samples * self.tokens)
@@ -145,6 +159,18 @@ class Sampler:
             wishes = [asked(number) for number in numbers]
             chances = Chances(config.seed, numbers)
             yield self._generate(wishes, chances, cuts, guidance, start, tell)
+
+    def _batch_size(self, config: SampleConfig, guidance: float) -> int:
+        """Samples at once: what is asked for, else as many as half of the free memory holds."""
+        if config.batch_size != "auto":
+            return int(config.batch_size)
+        free = free_memory(self.trained.model.pos_emb.device)
+        if free is None:
+            return UNKNOWN_BATCH
+        read_twice = 1 if guidance == 1 else 2
+        # One GPT writes after the other.
+        each = read_twice * max(sequence_bytes(gpt.model) for gpt in self.gpts)
+        return max(1, min(config.samples, LARGEST_BATCH, free // 2 // each))
 
     def _generate(
         self,

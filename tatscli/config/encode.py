@@ -7,7 +7,7 @@ from pydantic import Field
 
 from tatscli.config.base import Config, Published
 from tatscli.config.data import GPTDataConfig
-from tatscli.config.sample import DeviceConfig
+from tatscli.config.sample import InferenceConfig
 
 
 class EncodeDataConfig(GPTDataConfig):
@@ -39,7 +39,7 @@ class EncodeConfig(Config):
 
     data: EncodeDataConfig
     encode: EncodeOptions
-    compute: DeviceConfig = Field(default_factory=DeviceConfig)
+    compute: InferenceConfig = Field(default_factory=InferenceConfig)
 
 
 class DecodeOptions(Config):
@@ -61,4 +61,4 @@ class DecodeConfig(Config):
     """Everything that decoding needs."""
 
     decode: DecodeOptions = Field(default_factory=DecodeOptions)
-    compute: DeviceConfig = Field(default_factory=DeviceConfig)
+    compute: InferenceConfig = Field(default_factory=InferenceConfig)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from tatscli.config.base import Config, Published
 from tatscli.config.data import GPTDataConfig
-from tatscli.config.sample import DeviceConfig
+from tatscli.config.sample import DeviceConfig, InferenceConfig
 
 
 class FVDOptions(Config):
@@ -39,7 +39,7 @@ class FVDConfig(Config):
     """Everything that the Fréchet video distance needs."""
 
     fvd: FVDOptions = Field(default_factory=FVDOptions)
-    compute: DeviceConfig = Field(default_factory=DeviceConfig)
+    compute: InferenceConfig = Field(default_factory=InferenceConfig)
 
 
 class ClassesConfig(Config):

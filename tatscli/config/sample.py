@@ -7,12 +7,22 @@ from pydantic import Field, field_validator, model_validator
 
 from tatscli.config.base import FILE_ONLY, Config, Obsolete, Published
 
+Precision = Literal["float32", "bf16"]
+"""Arithmetic of a model that is used; float32 is the reference."""
+
 
 class DeviceConfig(Config):
     """Machine."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device; auto takes the first GPU, else the CPU."""
+
+
+class InferenceConfig(DeviceConfig):
+    """Machine."""
+
+    precision: Precision = "float32"
+    """Arithmetic of the networks; bf16 is less exact, and faster where the machine can do it."""
 
 
 class FilterConfig(Config):
@@ -57,14 +67,22 @@ class SampleConfig(Config):
     """Folder of the samples; by default short or long with seed and settings."""
     samples: Annotated[int, Published("n_sample")] = Field(16, ge=1)
     """Videos to sample."""
-    batch_size: int = Field(16, ge=1)
-    """Videos sampled at once; does not change them."""
+    batch_size: str = "16"
+    """Videos sampled at once, or auto: as many as fit into memory; does not change them."""
     class_cond: bool = False
     """Draw over all classes evenly, as models with class labels do where nothing is asked for."""
     seed: int = Field(0, ge=0)
     """Seed; sample i depends on it and i alone."""
     lossless: bool = False
     """Also write each sample as lossless FFV1, for evaluation."""
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: object) -> str:
+        text = str(value)
+        if text != "auto" and not (text.isascii() and text.isdigit() and int(text)):
+            raise ValueError(f"a whole number from 1, or auto, got {text}")
+        return text
 
     @field_validator("name")
     @classmethod
@@ -133,7 +151,7 @@ class SampleShortConfig(Config):
     given: ContextConfig = Field(default_factory=ContextConfig)
     filter: FilterConfig = Field(default_factory=FilterConfig)
     real: RealDataConfig = Field(default_factory=RealDataConfig)
-    compute: DeviceConfig = Field(default_factory=DeviceConfig)
+    compute: InferenceConfig = Field(default_factory=InferenceConfig)
 
 
 class WindowConfig(Config):
@@ -162,4 +180,4 @@ class SampleLongConfig(Config):
     given: ContextConfig = Field(default_factory=ContextConfig)
     filter: LongFilterConfig = Field(default_factory=LongFilterConfig)
     real: RealDataConfig = Field(default_factory=RealDataConfig)
-    compute: DeviceConfig = Field(default_factory=DeviceConfig)
+    compute: InferenceConfig = Field(default_factory=InferenceConfig)

@@ -1,5 +1,6 @@
 """Encoding a dataset, interrupted and continued; decoding it."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,21 @@ def test_an_interrupted_encoding_goes_on_to_the_same_files(
         assert found[name] == expected[name] or name == "vqgan.ckpt", name
     encode(config)  # once more changes nothing
     assert contents(tmp_path / "parts") == found
+
+
+def test_in_bf16_the_share_of_other_codes_is_said_and_the_tokens_know_it(
+    data: Path, vqgan_run: Path, tmp_path: Path
+) -> None:
+    notes, out = Notes(), tmp_path / "rough"
+    encode(encode_config(data, out, vqgan_run, compute={"precision": "bf16"}), notes)
+    [said] = [text for text in notes.notes if "others than in float32" in text]
+    assert re.search(r"in bf16 \d+\.\d% of the codes of the first 4 clips", said)
+    manifest = read_manifest(out)
+    assert manifest.precision == "bf16"
+    assert manifest.fingerprint == read_vqgan(vqgan_run).model.fingerprint()
+    assert read_vqgan(out).model.dtype == torch.float32
+    with pytest.raises(DataError, match="precision"):
+        encode(encode_config(data, out, vqgan_run))
 
 
 def test_a_corrupt_video_is_named_and_left_out(data: Path, vqgan_run: Path, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_row_04_infilling_draws_from_the_rows_of_training() -> None:
     gpt = make_gpt((5, 2, 2), infill=True)
     condition = class_condition(gpt, 0, range(B))
     first, *_, last = some_codes(5).unbind(1)
-    cache = KVCache(gpt.config, B, torch.device("cpu"), torch.float32)
+    cache = KVCache(gpt, B)
     middle = generate_between(gpt, condition, first, last, Chances(0, range(B)), GREEDY)
     window = torch.cat([first[:, None], middle, last[:, None]], 1).flatten(1)
     with torch.no_grad():

@@ -13,11 +13,13 @@ from tiny_app import Notes, long_config, short_config
 
 import tatscli
 from tatscli.app import sample as module
+from tatscli.app import sampler
 from tatscli.app.run import RunFolder
 from tatscli.app.sample import read_samples
 from tatscli.app.sampler import newest_gpt
 from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.data.video import probe, read_frames, to_uint8
+from tatscli.core.models.gpt import sequence_bytes
 from tatscli.errors import CheckpointError, ConfigError, DataError, DeviceError
 
 
@@ -71,6 +73,56 @@ def test_samples_do_not_depend_on_the_batch(gpt_run: Path) -> None:
     for batch in (1, 2):
         torch.testing.assert_close(sampled(batch), samples, atol=1e-5, rtol=0)
     assert not torch.equal(sampled(5, seed=2), samples)
+
+
+def test_an_automatic_batch_fits_half_of_the_free_memory(
+    gpt_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = sequence_bytes(read_gpt(gpt_run).model)
+    batches: list[int] = []
+    generate = sampler.generate_long
+
+    def counted(gpt: Any, condition: Any, chances: Any, *args: Any, **more: Any) -> torch.Tensor:
+        batches.append(len(chances))
+        return generate(gpt, condition, chances, *args, **more)
+
+    def sampled(free: int | None, guidance: float = 1.0) -> torch.Tensor:
+        batches.clear()
+        monkeypatch.setattr(sampler, "free_memory", lambda _: free)
+        return tatscli.sample_long(
+            gpt_run, 3, 5, guidance=guidance, batch_size="auto", device="cpu"
+        )
+
+    monkeypatch.setattr(sampler, "generate_long", counted)
+    whole = sampled(2**40)
+    assert batches == [5]
+    part = sampled(2 * 3 * each + 1)
+    assert batches == [3, 2]
+    torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)
+    sampled(2 * 4 * each + 1, guidance=2.0)
+    assert batches == [2, 2, 1]
+    sampled(0)
+    assert batches == [1] * 5
+    sampled(None)
+    assert batches == [5]
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "1.5", "many", ""])
+def test_a_batch_is_a_number_or_automatic(gpt_run: Path, tmp_path: Path, size: str) -> None:
+    with pytest.raises(ValueError, match=rf"a whole number from 1, or auto, got {size}"):
+        short_config(gpt_run, tmp_path, sample={"batch_size": size})
+
+
+def test_samples_in_bf16_say_so_and_are_videos(gpt_run: Path, tmp_path: Path) -> None:
+    config = short_config(
+        gpt_run, tmp_path, sample={"name": "rough"},
+        filter={"temperature": 0.0}, compute={"precision": "bf16"},
+    )  # fmt: skip
+    result = module.short(config)
+    settings = json.loads((result.folder / "samples.json").read_text())["settings"]
+    assert settings["precision"] == "bf16"
+    assert settings["vqgan"] == read_gpt(gpt_run).vqgan.model.fingerprint()
+    assert frames_of(result.folder / "sample-0000.mp4").shape == (4, 8, 8, 3)
 
 
 def test_long_samples_are_as_long_as_asked(gpt_run: Path, tmp_path: Path) -> None:

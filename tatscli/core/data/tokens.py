@@ -80,6 +80,7 @@ class TokenHeader(_Record):
         problems: Videos that were left out.
         captions: Captions of the videos of each split, in their order; empty where there are none.
         sound: What the sound was encoded with, if it was.
+        precision: Arithmetic of the VQGANs that encoded: ``float32`` or ``bf16``.
     """
 
     fingerprint: str
@@ -93,6 +94,7 @@ class TokenHeader(_Record):
     problems: tuple[Problem, ...] = ()
     captions: dict[Split, tuple[tuple[str, ...], ...]] = {}
     sound: SoundTokens | None = None
+    precision: str = "float32"
 
 
 class Shard(_Record):

@@ -101,9 +101,9 @@ class I3D(nn.Module):
         if clips.shape[2] < MIN_FRAMES:
             raise ValueError(f"at least {MIN_FRAMES} frames needed, got {clips.shape[2]}")
         features = clips.contiguous(memory_format=torch.channels_last_3d)
-        features = self.blocks(self.stem(features))
+        features = self.blocks(self.stem(features.to(next(self.stem.buffers()).dtype)))
         # The last layer is linear: the mean over time may as well come before it.
-        pooled = F.avg_pool3d(features, (2, 7, 7), stride=1).mean((2, 3, 4))
+        pooled = F.avg_pool3d(features.float(), (2, 7, 7), stride=1).mean((2, 3, 4))
         return I3DOutput(F.linear(pooled, self.weight, self.bias), pooled)
 
 

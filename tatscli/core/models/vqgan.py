@@ -207,14 +207,19 @@ class VQGAN(nn.Module):
             DataError: A side is not divisible by its downsampling.
         """
         with strict_float32(video.device):
-            return self.codebook.nearest(self.latents(video))
+            return self.codebook.nearest(self.latents(video.to(self.dtype)))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Video (B, C, T, H, W), around [-0.5, 0.5], not clamped, of codes (B, t, h, w)."""
-        latents = self.codebook.lookup(codes).to(self.post_vq_conv.conv.weight.dtype)
+        """Video (B, C, T, H, W) float32, around [-0.5, 0.5], not clamped, of codes (B, t, h, w)."""
+        latents = self.codebook.lookup(codes).to(self.dtype)
         video: Tensor = self.decoder(self.post_vq_conv(latents))
-        return video
+        return video.float()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks around the codebook compute in, where no autocast says otherwise."""
+        return self.post_vq_conv.conv.weight.dtype
 
     def fingerprint(self) -> str:
         """Sixteen hex digits of all that decides codes and their decoding.

@@ -32,22 +32,22 @@ def decode_stream(vqgan: VQGAN, codes: Tensor, piece: int = 0) -> Iterator[Tenso
         piece: Latent frames of a piece; 0 makes it 16 frames, and does short videos whole.
 
     Yields:
-        (B, C, T, H, W) in [-0.5, 0.5], clamped, in pieces of one or more frames; together the
-        whole video.
+        (B, C, T, H, W) float32 in [-0.5, 0.5], clamped, in pieces of one or more frames; together
+        the whole video.
     """
     length, factor = codes.shape[1], vqgan.config.downsample[0]
     if pools_over_time(vqgan.config) or (not piece and length * factor <= WHOLE_FRAMES):
         yield vqgan.decode(codes).clamp(-0.5, 0.5)
         return
     piece = piece or max(1, PIECE_FRAMES // factor)
-    dtype = vqgan.post_vq_conv.conv.weight.dtype
     # The last latent frame brings all frames that waited for it: it comes by itself.
     borders = [*range(0, length - 1, piece), length - 1, length]
     latents = (
-        vqgan.codebook.lookup(codes[:, first:stop]).to(dtype) for first, stop in pairwise(borders)
+        vqgan.codebook.lookup(codes[:, first:stop]).to(vqgan.dtype)
+        for first, stop in pairwise(borders)
     )
     for video in run_in_pieces([vqgan.post_vq_conv, vqgan.decoder], latents):
-        yield video.clamp(-0.5, 0.5)
+        yield video.float().clamp(-0.5, 0.5)
 
 
 @torch.no_grad()
@@ -71,6 +71,6 @@ def encode_stream(vqgan: VQGAN, video: Tensor, piece: int = 0) -> Tensor:
     if not local or frames % config.downsample[0] or (not piece and frames <= WHOLE_FRAMES):
         return vqgan.encode(video)
     with strict_float32(video.device):
-        pieces = torch.split(video, piece or PIECE_FRAMES, dim=2)
+        pieces = torch.split(video.to(vqgan.dtype), piece or PIECE_FRAMES, dim=2)
         latents = run_in_pieces([vqgan.encoder, vqgan.pre_vq_conv], pieces)
         return torch.cat([vqgan.codebook.nearest(some) for some in latents], dim=1)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tatscli.core.models.gpt import GPT, KVCache, drop_parts
+from tatscli.core.models.gpt import GPT, KVCache, check_range, drop_parts
 from tatscli.core.sampling.filters import TokenFilter, choose
 
 Progress = Callable[[int], None]
@@ -320,7 +320,7 @@ class _Sequence:
         self._condition, self._guidance = condition, guidance
         self._batch, self._device = len(chances), gpt.pos_emb.device
         read = self._batch if guidance == 1 else 2 * self._batch
-        self._cache = KVCache(gpt.config, read, self._device, next(gpt.parameters()).dtype)
+        self._cache = KVCache(gpt, read)
         self._unread: Tensor | None = None
         self._logits: Tensor | None = None
 
@@ -400,6 +400,7 @@ def _given_frames(given: Tensor | None, gpt: GPT, length: int) -> int:
             f"given codes of {known} x {sides}, expected fewer than {length} latent frames of "
             f"{gpt.config.grid[1:]}"
         )
+    check_range("given code", given, gpt.config.codes)
     return known
 
 

@@ -41,7 +41,7 @@ def sequence(of, batch=2):
 
 
 def new_cache(model, batch=2, **settings):
-    return KVCache(model.config, batch, torch.device("cpu"), torch.float32, **settings)
+    return KVCache(model, batch, **settings)
 
 
 def test_row_i_does_not_see_token_i_or_later(by_rule):
@@ -180,8 +180,8 @@ def test_a_token_after_the_condition_is_offset(by_rule):
 
 def test_ids_out_of_range_are_named():
     model = GPT(LABELS)
-    with pytest.raises(ValueError, match="id 17 is outside 0 to 16"):
-        model.step(torch.tensor([[17]]), new_cache(model, batch=1))
+    with pytest.raises(ValueError, match="condition id 17 is outside 0 to 16"):
+        model(torch.tensor([[17]]), torch.tensor([[0]]))
     with pytest.raises(ValueError, match="video token 12 is outside 0 to 11"):
         model(torch.tensor([[0]]), torch.tensor([[12]]))
     with pytest.raises(ValueError, match="video token -1 is outside 0 to 11"):

@@ -14,6 +14,7 @@ from in_turn import class_condition
 
 from tatscli.core.checkpoint import load_gpt
 from tatscli.core.models.gpt import condition_ids
+from tatscli.core.models.inference import gpt_for_inference
 from tatscli.core.sampling.filters import TokenFilter, candidates
 from tatscli.core.sampling.generate import Chances, generate_long, generate_window
 
@@ -36,10 +37,13 @@ def test_the_cuts_are_those_of_the_published_code() -> None:
         assert torch.equal(found, expected), name
 
 
-def test_greedy_samples_are_those_of_the_published_code() -> None:
+@pytest.mark.parametrize("ready", [False, True], ids=["as trained", "ready for use"])
+def test_greedy_samples_are_those_of_the_published_code(ready: bool) -> None:
     with np.load(FOLDER / "gpt_unconditional.npz") as arrays:
         numbers = {key: torch.from_numpy(arrays[key]) for key in arrays if "greedy" in key}
     gpt = load_gpt(FOLDER / "gpt_unconditional.ckpt")
+    if ready:
+        gpt = gpt_for_inference(gpt, torch.device("cpu"))
     greedy, condition = TokenFilter(temperature=0.0), class_condition(gpt, 0, range(2))
     short = generate_window(gpt, condition, Chances(0, range(2)), greedy)
     assert torch.equal(short.flatten(1), numbers["greedy_short"].flatten(1))
