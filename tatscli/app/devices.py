@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 
 from tatscli.config.train import ComputeConfig
+from tatscli.core.allocator import keep_freed_memory
 from tatscli.core.training.placement import Placement
 from tatscli.errors import DeviceError
 
@@ -21,6 +22,8 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError("no CUDA device is visible here", "use --device cpu, or --device auto")
     if name == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("no MPS device is visible here", "use --device cpu, or --device auto")
+    if name == "cpu":
+        keep_freed_memory()
     return torch.device(name)
 
 

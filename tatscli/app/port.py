@@ -171,12 +171,14 @@ class _Answers(NamedTuple):
         codes: (1, t, h, w).
         video: The reconstruction, (1, C, T, H, W).
         tokens: (1, L), what a GPT is to predict; empty without one.
+        hidden: (1, L, W), what the last layer of a GPT turns into logits; empty without one.
         logits: (1, L, V) of a GPT; empty without one.
     """
 
     codes: Tensor
     video: Tensor
     tokens: Tensor
+    hidden: Tensor
     logits: Tensor
 
 
@@ -327,7 +329,7 @@ def _answers(trained: TrainedVQGAN | TrainedGPT, video: Tensor) -> _Answers:
     nothing = torch.empty(0)
     if isinstance(trained, TrainedVQGAN):
         codes = trained.model.encode(video)
-        found = _Answers(codes, trained.model.decode(codes), nothing, nothing)
+        found = _Answers(codes, trained.model.decode(codes), nothing, nothing, nothing)
     else:
         codes = trained.vqgan.model.encode(video)
         config = trained.model.config
@@ -341,8 +343,9 @@ def _answers(trained: TrainedVQGAN | TrainedGPT, video: Tensor) -> _Answers:
             text = torch.full((1, part.tokens), part.null_id)
         condition = condition_ids(config.condition, 1, label, sound, text)
         tokens = codes[:, :: config.latent_stride].flatten(1)
-        logits = trained.model(condition, tokens)
-        found = _Answers(codes, trained.vqgan.model.decode(codes), tokens, logits)
+        hidden = trained.model.hidden(condition, tokens)
+        logits = trained.model.head(hidden)
+        found = _Answers(codes, trained.vqgan.model.decode(codes), tokens, hidden, logits)
     for name, values in (("a reconstruction", found.video), ("logits", found.logits)):
         if not values.isfinite().all():
             raise CheckpointError(
@@ -403,7 +406,8 @@ def _result(
         if trained.sound:
             sound = _describe(trained.sound.model.config)
         else:
-            loss = float(token_loss(found.logits, found.tokens, config))
+            head = trained.model.head.weight.detach()
+            loss = float(token_loss(found.hidden, head, found.tokens, config))
             chance = math.log(config.codes)
     still = best_constant_image(video)[None, :, None].expand_as(video)
     with file.open("rb") as stream:

@@ -241,11 +241,11 @@ def test_row_04_infilling_draws_from_the_rows_of_training() -> None:
 def test_row_05_infilling_does_not_learn_to_copy_what_it_is_given() -> None:
     # Published: the loss is over all frames, of which the given ones see their own tokens.
     gpt, codes = make_gpt((5, 2, 2), infill=True), some_codes(5).flatten(1)
-    logits = gpt(class_condition(gpt, 0, range(B)), codes)
-    logits.retain_grad()
-    token_loss(logits, codes, gpt.config).backward()
-    assert logits.grad is not None
-    learnt = logits.grad.abs().amax((0, 2)).view(5, FRAME)
+    hidden = gpt.hidden(class_condition(gpt, 0, range(B)), codes)
+    hidden.retain_grad()
+    token_loss(hidden, gpt.head.weight, codes, gpt.config).backward()
+    assert hidden.grad is not None
+    learnt = hidden.grad.abs().amax((0, 2)).view(5, FRAME)
     assert learnt[[0, 4]].max() == 0
     assert learnt[1:4].min() > 0
 

@@ -5,6 +5,7 @@ Letters: B clips or frames, C channels, T frames, H W pixels.
 
 from typing import Literal, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MOST_CHANNELS = 512
@@ -22,6 +23,21 @@ class Judgement(NamedTuple):
     features: tuple[Tensor, ...]
 
 
+class _Conv3d(nn.Conv3d):
+    """Convolution that pads before it convolves, on a CPU.
+
+    oneDNN 3.12 gets the gradient of the weights wrong in bf16 where it pads by itself and there
+    are fewer frames than the kernel is long, as in the last layers of a clip of 16 frames.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, T, H, W) to its convolution."""
+        if input.device.type != "cpu":
+            return super().forward(input)
+        padded = F.pad(input, self._reversed_padding_repeated_twice)
+        return F.conv3d(padded, self.weight, self.bias, self.stride)
+
+
 class PatchDiscriminator(nn.Module):
     """Strided convolutions down to one logit a patch.
 
@@ -36,7 +52,7 @@ class PatchDiscriminator(nn.Module):
         self, dims: Literal[2, 3], in_channels: int, channels: int = 64, layers: int = 3
     ) -> None:
         super().__init__()
-        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        conv = nn.Conv2d if dims == 2 else _Conv3d
         norm = nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d
         widths = [min(channels * 2**i, _MOST_CHANNELS) for i in range(layers + 1)]
         first = conv(in_channels, widths[0], 4, stride=2, padding=2)

@@ -164,7 +164,7 @@ class GPT(nn.Module):
         self.apply(_initialize)
 
     def forward(self, condition: Tensor, tokens: Tensor) -> Tensor:
-        """Logits of all video tokens at once, as in training.
+        """Logits of all video tokens at once.
 
         Args:
             condition: (B, c) joint ids, see ``condition_ids``.
@@ -174,6 +174,19 @@ class GPT(nn.Module):
             (B, L, V): row i is the distribution of tokens[:, i] given the condition,
             tokens[:, :i] and, where the model infills, what it is given; the rows of the latent
             frames that are given have then seen their own token.
+
+        Raises:
+            ValueError: See ``hidden``.
+        """
+        logits: Tensor = self.head(self.hidden(condition, tokens))
+        return logits
+
+    def hidden(self, condition: Tensor, tokens: Tensor) -> Tensor:
+        """What the last layer turns into the logits of ``forward``, (B, L, W).
+
+        Args:
+            condition: (B, c) joint ids.
+            tokens: (B, L) codes.
 
         Raises:
             ValueError: An id is outside its range, or there are too many or too few positions.
@@ -187,9 +200,8 @@ class GPT(nn.Module):
         _check_room(ids.shape[1], self.config.block_size)
         if self.visible is not None and ids.shape[1] != self.config.positions:
             raise ValueError(f"{ids.shape[1]} positions, infilling {self.config.positions}")
-        x = self._hidden(ids, self.pos_emb[:, : ids.shape[1]], None, self.visible)
-        logits: Tensor = self.head(x[:, expected - 1 :])
-        return logits
+        x = self._read(ids, self.pos_emb[:, : ids.shape[1]], None, self.visible)
+        return x[:, expected - 1 :]
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Read further positions; logits (B, V) of what comes after the last.
@@ -205,7 +217,7 @@ class GPT(nn.Module):
         """
         start, stop = cache.position, cache.position + ids.shape[1]
         _check_room(stop, min(self.config.block_size, cache.positions))
-        x = self._hidden(ids, self.pos_emb[:, start:stop], cache)
+        x = self._read(ids, self.pos_emb[:, start:stop], cache)
         cache.position = stop
         logits: Tensor = self.head(x[:, -1])
         return logits
@@ -234,12 +246,12 @@ class GPT(nn.Module):
         after = self.config.positions - last.shape[1] + 1
         places = torch.arange(self.config.positions, device=ids.device)
         places = torch.cat([places[:before], places[after:]])
-        x = self._hidden(ids, self.pos_emb[:, places], cache, self.visible[places][:, places])
+        x = self._read(ids, self.pos_emb[:, places], cache, self.visible[places][:, places])
         cache.position = before
         logits: Tensor = self.head(x[:, before - 1])
         return logits
 
-    def _hidden(
+    def _read(
         self,
         ids: Tensor,
         positions: Tensor,

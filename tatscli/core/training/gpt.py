@@ -66,7 +66,7 @@ class GPTTraining(Stage):
     def configure_optimizers(self) -> Any:
         """AdamW, weight decay on the linear layers only."""
         groups = decay_groups(self.gpt, self.config.optim.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=ADAM_BETAS)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=ADAM_BETAS, fused=True)
         return [optimizer], [self.schedule(optimizer)]
 
     def on_train_start(self) -> None:
@@ -135,8 +135,8 @@ class GPTTraining(Stage):
         if dropped is not None:
             condition = drop_parts(config.condition, condition, dropped)
         codes = self.codes(batch)[:, :: config.latent_stride].flatten(1)
-        logits = self.gpt(condition, codes)
-        return token_loss(logits, codes, config, self.config.loss)
+        hidden = self.gpt.hidden(condition, codes)
+        return token_loss(hidden, self.gpt.head.weight, codes, config, self.config.loss)
 
     def _dropped(self, clips: int) -> Tensor:
         """Which parts of the condition this step drops, bool (clips, parts)."""

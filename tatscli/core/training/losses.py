@@ -9,8 +9,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tatscli.config.gpt import GPTConfig, GPTLossConfig
+
+MOST_LOGITS = 2**24
+"""Logits of the GPT that are held at once in training: 64 MiB in float32."""
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
@@ -97,25 +101,45 @@ def ramp(step: int, start: int, length: int) -> float:
 
 
 def token_loss(
-    logits: Tensor, codes: Tensor, config: GPTConfig, loss: GPTLossConfig | None = None
+    hidden: Tensor,
+    head: Tensor,
+    codes: Tensor,
+    config: GPTConfig,
+    loss: GPTLossConfig | None = None,
+    most_logits: int = MOST_LOGITS,
 ) -> Tensor:
     """Cross-entropy of the codes that are to be learnt, in nats a token.
 
     Those are all, except for the latent frames that infilling is given. Ids of the condition are
-    never expected.
+    never expected. The logits would be the largest tensor of a training by far: where there are
+    many, they are computed a part of the rows at a time, and again for the gradient.
 
     Args:
-        logits: (B, L, vocabulary).
+        hidden: (B, L, W), what the model's last layer turns into logits.
+        head: (vocabulary, W), the weights of that layer.
         codes: (B, L) without offset.
         config: Of the model.
         loss: What the published code expects as well, where that is wanted.
+        most_logits: Held at once.
     """
     loss, offset = loss or GPTLossConfig(), config.condition.ids
     if config.infill and not loss.given_frames:
         between = slice(config.frame_tokens, -config.frame_tokens)
-        logits, codes = logits[:, between], codes[:, between]
+        hidden, codes = hidden[:, between], codes[:, between]
     if loss.condition_ids:
         codes = codes + offset
     else:
-        logits = logits[..., offset:]
-    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
+        head = head[offset:]
+    rows, expected = hidden.flatten(0, 1), codes.flatten()
+    if len(rows) * len(head) <= most_logits:
+        return _summed_loss(rows, head, expected) / len(rows)
+    size = max(1, most_logits // len(head))
+    parts = [
+        checkpoint(_summed_loss, some, head, wanted, use_reentrant=False, preserve_rng_state=False)
+        for some, wanted in zip(torch.split(rows, size), torch.split(expected, size), strict=True)
+    ]
+    return torch.stack(parts).sum() / len(rows)
+
+
+def _summed_loss(rows: Tensor, head: Tensor, expected: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(rows, head).float(), expected, reduction="sum")

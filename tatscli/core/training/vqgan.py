@@ -3,6 +3,7 @@
 Letters: B clips, C channels, T frames, H W pixels.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -100,11 +101,12 @@ class VQGANTraining(Stage):
     def configure_optimizers(self) -> Any:
         """Adam for the generator and, where one has weight, for the discriminators."""
         rate = self.learning_rate
-        optimizers = [torch.optim.Adam(self.vqgan.parameters(), lr=rate, betas=ADAM_BETAS)]
+        adam = partial(torch.optim.Adam, lr=rate, betas=ADAM_BETAS, fused=True)
+        optimizers = [adam(self.vqgan.parameters())]
         schedules = [self.schedule(optimizers[0])]
         judges = [p for d in self._discriminators() for p in d.parameters()]
         if judges:
-            optimizers.append(torch.optim.Adam(judges, lr=rate, betas=ADAM_BETAS))
+            optimizers.append(adam(judges))
             schedules.append(self.schedule(optimizers[1], offset=self._disc_learns_from))
         return optimizers, schedules
 

@@ -97,9 +97,13 @@ def run(tmp_path: Path) -> Callable[..., tuple[Run, dict[bool, list[Tensor]]]]:
         **train: Any,
     ) -> tuple[Run, dict[bool, list[Tensor]]]:
         training, given = module(condition, **train), {True: [], False: []}
-        training.gpt.register_forward_pre_hook(
-            lambda gpt, inputs: given[gpt.training].append(inputs[0])
-        )
+        hidden = training.gpt.hidden
+
+        def seen(condition: Tensor, tokens: Tensor) -> Tensor:
+            given[training.gpt.training].append(condition)
+            return hidden(condition, tokens)
+
+        training.gpt.hidden = seen
         outcome = fit(
             training,
             Clips(Described(), SLOTS, Described()),

@@ -63,10 +63,11 @@ def test_the_token_loss_expects_no_id_of_the_condition() -> None:
     logits = torch.zeros(1, 2, 5)
     logits[..., :2] = 50.0  # of the class and the null id
     codes = torch.tensor([[2, 0]])
-    assert token_loss(logits, codes, config).item() == pytest.approx(math.log(3))
+    assert token_loss(logits, torch.eye(5), codes, config).item() == pytest.approx(math.log(3))
     logits[0, 0, 4] = 9.0
     expected = (math.log(2 + math.exp(9)) - 9 + math.log(3)) / 2
-    assert token_loss(logits, codes, config).item() == pytest.approx(expected, rel=1e-5)
+    found = token_loss(logits, torch.eye(5), codes, config).item()
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 INFILL = GPTConfig(
@@ -79,7 +80,7 @@ def test_infilling_learns_only_what_it_is_not_given() -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 6, 5, generator=generator, requires_grad=True)
     codes = torch.randint(3, (2, 6), generator=generator)
-    token_loss(logits, codes, INFILL).backward()
+    token_loss(logits, torch.eye(5), codes, INFILL).backward()
     assert logits.grad is not None
     assert (logits.grad.abs().sum((0, 2)) > 0).tolist() == [False, False, True, True, False, False]
 
@@ -90,7 +91,33 @@ def test_the_published_loss_counts_given_frames_and_ids_of_the_condition() -> No
     codes = torch.randint(3, (2, 6), generator=generator)
     published = GPTLossConfig(given_frames=True, condition_ids=True)
     expected = F.cross_entropy(logits.flatten(0, 1), codes.flatten() + 2)
-    assert torch.equal(token_loss(logits, codes, INFILL, published), expected)
+    found = token_loss(logits, torch.eye(5), codes, INFILL, published)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("most_logits", [1, 12, 15, 10_000])
+def test_the_loss_in_parts_is_the_whole_with_its_gradients(
+    most_logits: int, published: bool
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(3, (2, 6), generator=generator)
+    weights = GPTLossConfig(given_frames=published, condition_ids=published)
+    hidden = torch.randn(2, 6, 7, generator=generator)
+    head = torch.randn(5, 7, generator=generator)
+
+    def found(most: int) -> list[torch.Tensor]:
+        inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+        loss = token_loss(*inputs, codes, INFILL, weights, most_logits=most)
+        return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+    shown = slice(None) if published else slice(2, -2)
+    inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+    logits = inputs[0][:, shown] @ inputs[1].T[:, 0 if published else 2 :]
+    targets = codes[:, shown] + (2 if published else 0)
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    expected = [loss.detach(), *torch.autograd.grad(loss, inputs)]
+    torch.testing.assert_close(found(most_logits), expected)
 
 
 def test_the_frame_of_a_clip_does_not_depend_on_the_number_of_processes() -> None:
