@@ -14,7 +14,7 @@ from tatscli.core.allocator import keep_freed_memory
 torch.set_num_threads(1)
 if {kept}:
     keep_freed_memory()
-for _ in range(6):  # the first blocks are new in any case
+for _ in range(24):  # until the holes between other blocks have joined
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.empty(64 * 2**20, dtype=torch.uint8).fill_(1)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
