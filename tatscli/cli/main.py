@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from tatscli import __version__
-from tatscli.cli import console, data, demo, encode, evaluate, gpt, port, sample, vqgan, weights
+from tatscli.cli import (
+    bench,
+    console,
+    data,
+    demo,
+    encode,
+    evaluate,
+    gpt,
+    port,
+    sample,
+    vqgan,
+    weights,
+)
 from tatscli.cli.options import UsageError
 from tatscli.errors import DISK_HINTS, TatsError
 
@@ -55,6 +67,7 @@ app.add_typer(gpt.app, name="gpt", rich_help_panel="Pipeline")
 app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
 app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
 app.add_typer(port.app)
+app.add_typer(bench.app)
 app.add_typer(weights.app, name="weights", rich_help_panel="Housekeeping")
 
 

@@ -141,6 +141,8 @@ class ComputeConfig(Config):
     """Processes that read clips, per device; -1 chooses by core count."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Arithmetic of the networks; auto takes bf16 on GPUs that are good at it."""
+    recompute: bool = False
+    """Compute activations again for the gradient: less memory, about a third more time."""
     sync_batchnorm: bool = True
     """Share batch statistics between GPUs, as the published code does; no effect on one."""
 

@@ -69,7 +69,7 @@ def test_help_lists_the_commands_in_the_order_of_the_work(tats):
     page = tats("--help").out
     names = [
         *["demo", "data", "vqgan", "encode", "decode", "gpt", "sample", "eval"],
-        *["import", "export", "weights"],
+        *["import", "export", "bench", "weights"],
     ]
     assert [
         line.split()[1] for line in page.splitlines() if line.startswith("│ ") and line[2].isalpha()

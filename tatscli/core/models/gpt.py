@@ -8,20 +8,23 @@ Letters: B clips, c condition tokens, L video tokens, n positions, f tokens of a
 W width, V joint vocabulary, h heads, d width of a head.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from tatscli.config.gpt import ConditionLayout, GPTConfig
+from tatscli.core.models.recompute import recomputed
 
 
 class KVCache:
     """Keys and values of the positions read so far, preallocated.
 
     Attention sees views of the filled part only: on a CPU, attending to all positions behind a
-    mask is slower than growing a list. On a CPU they are float32 whatever the model computes in:
-    products of one row in bf16 take more time than twice the bytes.
+    mask is slower than growing a list. On a CPU the keys are float32 whatever the model computes
+    in: products of one row with transposed matrices in bf16 take more time than twice the bytes.
 
     Attributes:
         length: Positions held.
@@ -39,13 +42,12 @@ class KVCache:
         self.length = self.position = 0
         self.positions = config.positions if positions is None else positions
         shape = (batch, config.heads, self.positions, config.width // config.heads)
-        dtype = like.dtype
+        empty = partial(torch.empty, shape, device=like.device)
+        of_keys = like.dtype
         if like.device.type == "cpu":
-            dtype = torch.promote_types(dtype, torch.float32)
-        self._keys = [
-            torch.empty(shape, device=like.device, dtype=dtype) for _ in range(config.layers)
-        ]
-        self._values = [torch.empty_like(keys) for keys in self._keys]
+            of_keys = torch.promote_types(of_keys, torch.float32)
+        self._keys = [empty(dtype=of_keys) for _ in range(config.layers)]
+        self._values = [empty(dtype=like.dtype) for _ in range(config.layers)]
 
     def reset(self) -> None:
         """Forget all positions; the memory stays."""
@@ -108,7 +110,7 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(
                 q.to(k.dtype),
                 k,
-                v,
+                v.to(k.dtype),
                 attn_mask=mask,
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=mask is None and 1 < new == seen,
@@ -146,6 +148,9 @@ class GPT(nn.Module):
 
     A model that infills is also given all but the last token of the last latent frame, and the
     first latent frame with it; only its tokens between the two are to be learnt and drawn.
+
+    Attributes:
+        recompute: Whether training keeps no activations inside of its blocks, see ``recomputed``.
     """
 
     visible: Tensor | None
@@ -153,6 +158,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.tok_emb = nn.Embedding(config.vocabulary, config.width)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, config.width))
         self.drop = nn.Dropout(config.dropout)
@@ -268,7 +274,10 @@ class GPT(nn.Module):
         """
         x = self.drop(self.tok_emb(ids) + positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer, visible)
+            if self.recompute and self.training:
+                x = recomputed(block, x, cache, layer, visible)
+            else:
+                x = block(x, cache, layer, visible)
         if cache is not None:
             cache.length += ids.shape[1]
         out: Tensor = self.ln_f(x)
@@ -278,7 +287,7 @@ class GPT(nn.Module):
 def _attend_once(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of one position, (B, h, 1, d), to all; for a CPU, where torch's own is slower."""
     scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return torch.matmul(scores.softmax(dim=-1), v)
+    return torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)
 
 
 def infill_mask(config: GPTConfig) -> Tensor:

@@ -20,6 +20,7 @@ from tatscli.core.models.conv3d import (
     Size,
     normalization,
 )
+from tatscli.core.models.recompute import recomputed
 from tatscli.core.precision import strict_float32
 from tatscli.errors import DataError
 
@@ -85,10 +86,15 @@ class Upsampling(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Video to features at the latent grid."""
+    """Video to features at the latent grid.
+
+    Attributes:
+        recompute: Whether training keeps no activations inside of its stages, see ``recomputed``.
+    """
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
+        self.recompute = False
         strides = _strides(config.downsample)
         hidden = config.hidden_channels
         self.out_channels = hidden * 2 ** len(strides)
@@ -105,16 +111,21 @@ class Encoder(nn.Module):
         """(B, C, T, H, W) to (B, out_channels, t, h, w)."""
         h = self.conv_first(x)
         for block in self.conv_blocks:
-            h = block(h)
+            h = recomputed(block, h) if self.recompute and self.training else block(h)
         out: Tensor = self.final_block(h)
         return out
 
 
 class Decoder(nn.Module):
-    """Features at the latent grid to video."""
+    """Features at the latent grid to video.
+
+    Attributes:
+        recompute: Whether training keeps no activations inside of its stages, see ``recomputed``.
+    """
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
+        self.recompute = False
         # As published, the first stages upsample all axes, so that of an axis with a smaller
         # factor the last stages upsample nothing: the order of the encoder, not its mirror.
         strides = _strides(config.downsample)
@@ -134,7 +145,7 @@ class Decoder(nn.Module):
         """(B, channels, t, h, w) to (B, C, T, H, W)."""
         h = self.final_block(x)
         for block in self.conv_blocks:
-            h = block(h)
+            h = recomputed(block, h) if self.recompute and self.training else block(h)
         out: Tensor = self.conv_last(h)
         return out
 

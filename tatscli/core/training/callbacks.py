@@ -6,6 +6,7 @@ All through Lightning's public hooks. Findings behind each are in the class that
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -170,19 +171,41 @@ class GracefulStop(Callback):
 
 
 class Telling(Callback):
-    """Tells the display where the run is, every N steps."""
+    """Tells the display where the run is, every N steps.
 
-    def __init__(self, on_step: OnStep, every: int, figures: Mapping[str, str]) -> None:
+    Args:
+        on_step: Told.
+        every: Steps.
+        figures: Metrics that are shown, by their names in the display.
+        least_seconds: Time of a step at the peak of the device, for the figure MFU: the part of
+            the peak that the model's own operations reach while steps are computed (model-FLOP
+            utilisation, Chowdhery et al. 2022, appendix B). 0 shows none.
+    """
+
+    def __init__(
+        self, on_step: OnStep, every: int, figures: Mapping[str, str], least_seconds: float = 0.0
+    ) -> None:
         self._on_step, self._every, self._figures = on_step, every, figures
+        self._least_seconds = least_seconds
+        self._steps, self._seconds, self._began = 0, 0.0, 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Look at the clock."""
+        self._began = time.perf_counter()
 
     @rank_zero_only
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Pass the figures on."""
+        self._steps += 1
+        self._seconds += time.perf_counter() - self._began
         step = trainer.global_step
         if step % self._every and step != trainer.max_steps and step > 1:
             return
         metrics = trainer.callback_metrics
         shown = {name: float(metrics[key]) for name, key in self._figures.items() if key in metrics}
+        if self._least_seconds:
+            shown["MFU"] = self._least_seconds * self._steps / self._seconds
+        self._steps, self._seconds = 0, 0.0
         self._on_step(step, shown)
 
 

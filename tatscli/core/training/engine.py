@@ -18,8 +18,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from tatscli.config.sample import Precision
 from tatscli.config.train import ComputeConfig, LoopConfig
 from tatscli.core.data.clips import ConsumedBatchSampler
+from tatscli.core.limits import stated_peak
 from tatscli.core.original import read_original
 from tatscli.core.training.callbacks import (
     AtomicCheckpointIO,
@@ -184,7 +186,7 @@ def fit(
         callbacks=[
             RandomState(),
             Pictures(draw, loop.grid_every),
-            Telling(on_step, loop.log_every, figures),
+            Telling(on_step, loop.log_every, figures, _least_seconds(module, placement)),
             checkpoints,
             stop,
         ],
@@ -199,6 +201,17 @@ def fit(
         raise KeyboardInterrupt from error
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return Outcome(trainer.global_step, stop.signal, values)
+
+
+def _least_seconds(module: Stage, placement: Placement) -> float:
+    """Time of a step at the peak of the device; 0 where the stage does not say what it costs."""
+    if not module.step_operations:
+        return 0.0
+    precision: Precision = "float32" if placement.precision == "32-true" else "bf16"
+    peak = stated_peak(torch.device(placement.accelerator), precision)
+    # Processes of a GPU have one each, those of a CPU share it.
+    share = placement.processes if placement.accelerator == "cpu" else 1
+    return module.step_operations * share / peak
 
 
 def _strategy(placement: Placement) -> Any:

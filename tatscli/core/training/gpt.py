@@ -14,6 +14,7 @@ from tatscli.core.checkpoint import HEADER, TrainedVQGAN, gpt_header
 from tatscli.core.data.clips import Clip
 from tatscli.core.data.text import TextTokenizer
 from tatscli.core.data.tokens import TokenClip
+from tatscli.core.limits import gpt_training_operations
 from tatscli.core.models.gpt import GPT, condition_ids, decay_groups, drop_parts
 from tatscli.core.training.losses import draw_dropped, token_loss
 from tatscli.core.training.stage import Stage
@@ -51,6 +52,9 @@ class GPTTraining(Stage):
         super().__init__(config.optim, config.train, learning_rate)
         self.config = config
         self.gpt = GPT(architecture)
+        self.gpt.recompute = config.compute.recompute
+        clips = config.train.batch_size * config.train.accumulate
+        self.step_operations = gpt_training_operations(architecture, clips)
         self.classes, self.text = classes, text
         self.trained_vqgan, self.trained_sound = vqgan, sound
         self.vqgan = vqgan.model.requires_grad_(False)

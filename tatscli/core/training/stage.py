@@ -27,6 +27,9 @@ FINAL_RATE = 0.1
 class Stage(LightningModule):
     """Base of the two training modules: schedule, clipping, guard against numbers that are none.
 
+    Attributes:
+        step_operations: Operations of the model in a step of one process; 0 where nobody counted.
+
     Args:
         optim: Schedule and clipping.
         loop: Steps and accumulation.
@@ -38,6 +41,7 @@ class Stage(LightningModule):
         self.automatic_optimization = False
         self._optim, self._loop, self.learning_rate = optim, loop, learning_rate
         self._validated: dict[str, Tensor] = {}
+        self.step_operations = 0.0
 
     def schedule(self, optimizer: Optimizer, offset: int = 0) -> LambdaLR:
         """Warm-up, then the chosen course of the rate.

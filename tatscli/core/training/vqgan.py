@@ -73,6 +73,8 @@ class VQGANTraining(Stage):
         self.config, self._rate = config, rate
         # The layout that convolutions are fastest in; numbers stay the same.
         self.vqgan = VQGAN(config.model).to(memory_format=torch.channels_last_3d)
+        for part in (self.vqgan.encoder, self.vqgan.decoder):
+            part.recompute = config.compute.recompute
         model, loss = config.model, config.loss
         shape = (model.image_channels, model.disc_channels, model.disc_layers)
         self.image_discriminator = PatchDiscriminator(2, *shape) if loss.image_gan_weight else None

@@ -1,0 +1,43 @@
+"""How much memory is free: of the machine, and of a container."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tatscli.core import memory
+from tatscli.core.memory import free_memory
+
+CPU = torch.device("cpu")
+
+
+def test_the_free_memory_of_a_machine_is_known() -> None:
+    free = free_memory(CPU)
+    assert free is not None
+    assert free > 2**20
+
+
+def test_nobody_says_how_much_another_device_has() -> None:
+    assert free_memory(torch.device("meta")) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [("5000\n", "2000\n", 3000), ("2000", "5000", 0), ("max\n", "5", None)],
+)
+def test_a_container_may_have_less(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    used: str,
+    expected: int | None,
+) -> None:
+    (tmp_path / "max").write_text(limit)
+    (tmp_path / "current").write_text(used)
+    absent = (tmp_path / "none", tmp_path / "none")
+    present = (tmp_path / "max", tmp_path / "current")
+    monkeypatch.setattr(memory, "_CGROUPS", [absent, present])
+    monkeypatch.setattr(memory, "_machine", lambda: None)
+    assert free_memory(CPU) == expected
+    monkeypatch.setattr(memory, "_machine", lambda: 1000)
+    assert free_memory(CPU) == min(1000, 1000 if expected is None else expected)
