@@ -13,6 +13,8 @@ from tatscli.errors import DeviceError
 def choose_device(name: str) -> torch.device:
     """The device an option means; ``auto`` takes the first GPU, else the CPU.
 
+    A process that computes on its CPU keeps its memory from then on, see ``keep_freed_memory``.
+
     Raises:
         DeviceError: It is not there; the message says what is.
     """

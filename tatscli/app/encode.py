@@ -143,6 +143,7 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     if exact:
         first = missing[0]
         _note_changed(exact, vqgan.model, clips[first.split], first, precision, reporter)
+        del exact
     with reporter.task("encoding", "clips", total) as task:
         done = 0
         for unit in missing:

@@ -37,7 +37,7 @@ from tatscli.core.sampling.generate import (
 from tatscli.errors import CheckpointError, ConfigError
 
 LARGEST_BATCH = 256
-"""Samples at once beyond which no machine gains."""
+"""Samples at once at most."""
 UNKNOWN_BATCH = 16
 """Samples at once where nobody says how much memory is free."""
 

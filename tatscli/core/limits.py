@@ -207,13 +207,9 @@ def measured_peak(
 
 
 @cache
-def stated_peak(device: torch.device, precision: Precision) -> float:
-    """Operations a second that the data sheet of a GPU states; measured in a second elsewhere."""
-    from lightning.fabric.utilities.throughput import get_available_flops  # takes seconds to import
-
-    return get_available_flops(device, DTYPES[precision]) or measured_peak(
-        device, precision, seconds=0.05
-    )
+def peak_at_a_glance(device: torch.device, precision: Precision) -> float:
+    """The peak as a second lets see it, once a process."""
+    return measured_peak(device, precision, seconds=0.05)
 
 
 @torch.inference_mode()
@@ -222,7 +218,7 @@ def measured_bandwidth(device: torch.device, precision: Precision) -> float:
     total = _OUT_OF_CACHE.get(device.type, _OUT_OF_LARGE_CACHE)
     if device.type == "cuda":
         total = min(total, torch.cuda.mem_get_info(device)[0] // 4)
-    count = total // 4 // _MATRIX_SIDE**2
+    count = max(1, total // 4 // _MATRIX_SIDE**2)
     # Not zeros, which the system may hold in one page.
     memory = torch.full((count * _MATRIX_SIDE**2,), 0.5, device=device)
     best = 0.0
@@ -519,15 +515,18 @@ def _products(
     device: torch.device, kind: torch.dtype
 ) -> Iterator[tuple[float, Callable[[], Callable[[], Tensor]]]]:
     """Operations of each trial of the peak, and what makes it; the smallest first."""
+    # Of their own, so that a run that is seeded draws what it would have drawn.
+    chance = torch.Generator(device).manual_seed(0)
+    random = partial(torch.randn, generator=chance, device=device)
 
     def square(side: int) -> Callable[[], Tensor]:
-        left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+        left, right = (random((side, side)).to(kind) for _ in range(2))
         return lambda: F.linear(left, right)
 
     def convolution(frames: int) -> Callable[[], Tensor]:
         layout = {"dtype": kind, "memory_format": torch.channels_last_3d}
-        video = torch.randn(1, 128, frames, 64, 64, device=device).to(**layout)  # type: ignore[call-overload]
-        kernel = torch.randn(128, 128, 3, 3, 3, device=device).to(**layout)  # type: ignore[call-overload]
+        video = random((1, 128, frames, 64, 64)).to(**layout)  # type: ignore[call-overload]
+        kernel = random((128, 128, 3, 3, 3)).to(**layout)  # type: ignore[call-overload]
         return lambda: F.conv3d(video, kernel, padding=1)
 
     for side in _SQUARES.get(device.type, _LARGE_SQUARES):

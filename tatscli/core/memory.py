@@ -2,29 +2,52 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from tatscli.core.allocator import return_freed_memory
+
+
+class _Cgroup(NamedTuple):
+    """Where a container's limit and use are, and what of its use the system takes back at will."""
+
+    limit: Path
+    used: Path
+    statistics: Path
+    reclaimable: str
+
+
 _CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    _Cgroup(
+        Path("/sys/fs/cgroup/memory.max"),
+        Path("/sys/fs/cgroup/memory.current"),
+        Path("/sys/fs/cgroup/memory.stat"),
+        "inactive_file",
+    ),
+    _Cgroup(
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.stat"),
+        "total_inactive_file",
     ),
 )
-"""Limit and use of a container, in versions 2 and 1 of Linux' control groups."""
+"""Versions 2 and 1 of Linux' control groups."""
 
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a process may still take on a device; None where nobody says.
 
-    Of a CPU, the least of what the machine and the container have left.
+    Of a CPU, the least of what the machine and the container have left; what this process was
+    keeping is given back first.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     if device.type != "cpu":
         return None
-    found = [room for pair in _CGROUPS if (room := _container(*map(Path, pair))) is not None]
+    return_freed_memory()
+    found = [room for group in _CGROUPS if (room := _container(group)) is not None]
     if (machine := _machine()) is not None:
         found.append(machine)
     return min(found, default=None)
@@ -48,8 +71,11 @@ def _pages() -> int | None:
         return None
 
 
-def _container(limit: Path, used: Path) -> int | None:
+def _container(group: _Cgroup) -> int | None:
     try:
-        return max(0, int(limit.read_text()) - int(used.read_text()))
+        room = int(group.limit.read_text()) - int(group.used.read_text())
+        lines = group.statistics.read_text().splitlines()
+        sizes = dict(line.split() for line in lines)
+        return max(0, room + int(sizes.get(group.reclaimable, 0)))
     except (OSError, ValueError):  # not there, or "max"
         return None

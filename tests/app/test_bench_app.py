@@ -122,7 +122,7 @@ def test_a_whole_window_is_sampled_where_there_is_time_for_two(
 
 
 @pytest.mark.parametrize("name", ["encode", "decode"])
-def test_half_the_precision_is_half_the_bytes_of_weights(name: StageName) -> None:
+def test_less_precision_is_fewer_bytes(name: StageName) -> None:
     sizes = {
         precision: bench([name], config(precision=precision)).stages[0].bytes
         for precision in ("float32", "bf16")

@@ -23,7 +23,7 @@ def test_nobody_says_how_much_another_device_has() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "used", "expected"),
-    [("5000\n", "2000\n", 3000), ("2000", "5000", 0), ("max\n", "5", None)],
+    [("5000\n", "2000\n", 3040), ("2000", "5000", 0), ("max\n", "5", None)],
 )
 def test_a_container_may_have_less(
     tmp_path: Path,
@@ -32,11 +32,14 @@ def test_a_container_may_have_less(
     used: str,
     expected: int | None,
 ) -> None:
-    (tmp_path / "max").write_text(limit)
-    (tmp_path / "current").write_text(used)
-    absent = (tmp_path / "none", tmp_path / "none")
-    present = (tmp_path / "max", tmp_path / "current")
-    monkeypatch.setattr(memory, "_CGROUPS", [absent, present])
+    group = memory._Cgroup(
+        *(tmp_path / name for name in ("max", "current", "stat")), "inactive_file"
+    )
+    group.limit.write_text(limit)
+    group.used.write_text(used)
+    group.statistics.write_text("anon 7\ninactive_file 40\n")
+    absent = group._replace(limit=tmp_path / "none")
+    monkeypatch.setattr(memory, "_CGROUPS", [absent, group])
     monkeypatch.setattr(memory, "_machine", lambda: None)
     assert free_memory(CPU) == expected
     monkeypatch.setattr(memory, "_machine", lambda: 1000)

@@ -5,6 +5,7 @@ Letters: B clips or frames, C channels, T frames, H W pixels.
 
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class Judgement(NamedTuple):
 
 
 class _Conv3d(nn.Conv3d):
-    """Convolution that pads before it convolves, on a CPU.
+    """Convolution that pads before it convolves, in bf16 on a CPU.
 
     oneDNN 3.12 gets the gradient of the weights wrong in bf16 where it pads by itself and there
     are fewer frames than the kernel is long, as in the last layers of a clip of 16 frames.
@@ -32,7 +33,8 @@ class _Conv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, T, H, W) to its convolution."""
-        if input.device.type != "cpu":
+        rough = torch.is_autocast_enabled("cpu") or input.dtype == torch.bfloat16
+        if input.device.type != "cpu" or not rough:
             return super().forward(input)
         padded = F.pad(input, self._reversed_padding_repeated_twice)
         return F.conv3d(padded, self.weight, self.bias, self.stride)

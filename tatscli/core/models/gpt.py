@@ -115,7 +115,9 @@ class Attention(nn.Module):
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=mask is None and 1 < new == seen,
             )
-        out: Tensor = self.drop(self.proj(rearrange(y, "b h n d -> b n (h d)").to(x.dtype)))
+        if cache is not None:
+            y = y.to(x.dtype)
+        out: Tensor = self.drop(self.proj(rearrange(y, "b h n d -> b n (h d)")))
         return out
 
 

@@ -1,7 +1,10 @@
 """Models made ready to be used rather than trained: where, how exactly, and in which layout."""
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tatscli.config.sample import Precision
 from tatscli.core.models.gpt import GPT
@@ -16,32 +19,35 @@ def vqgan_for_inference(
 ) -> VQGAN:
     """Move a VQGAN to where it encodes and decodes; the model given is that model afterwards.
 
-    Its codebook stays float32. In bf16, codes of some clips change.
+    Its codebook and statistics stay float32. In bf16, codes of some clips change.
     """
-    kind = DTYPES[precision]
+    vqgan.to(device).eval().requires_grad_(False)
     for part in (vqgan.encoder, vqgan.decoder, vqgan.pre_vq_conv, vqgan.post_vq_conv):
-        # The layout that convolutions are fastest in; numbers stay the same.
-        part.to(device, kind).to(memory_format=torch.channels_last_3d)
-    vqgan.codebook.to(device)
-    return vqgan.eval().requires_grad_(False)
+        for layer in part.modules():
+            if not isinstance(layer, _BatchNorm) and not list(layer.children()):
+                layer.to(DTYPES[precision])
+        if device.type != "mps":
+            # The layout that convolutions are fastest in; numbers stay, up to rounding.
+            part.to(memory_format=torch.channels_last_3d)
+    return vqgan
 
 
 def i3d_for_inference(i3d: I3D, device: torch.device, precision: Precision = "float32") -> I3D:
     """Move an I3D to where it is used; its last layer stays float32."""
     i3d.to(device)
-    if precision != "float32":
-        i3d.stem.to(DTYPES[precision])
-        i3d.blocks.to(DTYPES[precision])
+    for part in i3d.children():
+        part.to(DTYPES[precision])
     return i3d
 
 
 def gpt_for_inference(gpt: GPT, device: torch.device, precision: Precision = "float32") -> GPT:
     """Move a GPT to where it writes tokens; the model given is that model afterwards.
 
-    On a CPU its linear layers are packed, and it can be neither saved nor moved any more.
+    On a CPU its linear layers are packed: it can be neither saved, copied nor moved any more, and
+    must not run under autocast.
     """
     gpt.to(device, DTYPES[precision]).eval().requires_grad_(False)
-    if device.type == "cpu" and _can_pack(precision):
+    if device.type == "cpu" and _packing_works(DTYPES[precision]):
         _pack_linears(gpt)
     return gpt
 
@@ -73,14 +79,21 @@ class PackedLinear(nn.Module):
         return out
 
 
-def _can_pack(precision: Precision) -> bool:
-    """Whether this torch and this CPU have the operators, which torch's own compiler uses."""
+@cache
+def _packing_works(kind: torch.dtype) -> bool:
+    """Whether this torch and this CPU have the operators, which torch's own compiler uses, too."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    operators = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
-    if not all(hasattr(torch.ops.mkldnn, name) for name in operators):
+    try:
+        if kind == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        layer = nn.Linear(16, 8, device="meta").to_empty(device="cpu").to(kind)
+        nn.init.constant_(layer.weight, 0.5)
+        nn.init.constant_(layer.bias, 1.0)
+        x = torch.arange(16).to(kind)[None]
+        return torch.equal(PackedLinear(layer)(x), torch.full((1, 8), 61.0, dtype=kind))
+    except (AttributeError, RuntimeError):
         return False
-    return precision == "float32" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _pack_linears(module: nn.Module) -> None:

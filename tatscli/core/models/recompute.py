@@ -29,7 +29,10 @@ def _without_statistics(module: nn.Module) -> Iterator[None]:
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        norm.num_batches_tracked = None
+        # A copy to count in: SyncBatchNorm insists on having one.
+        norm.num_batches_tracked = (
+            None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+        )
     try:
         yield
     finally:

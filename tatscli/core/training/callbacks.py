@@ -177,9 +177,10 @@ class Telling(Callback):
         on_step: Told.
         every: Steps.
         figures: Metrics that are shown, by their names in the display.
-        least_seconds: Time of a step at the peak of the device, for the figure MFU: the part of
-            the peak that the model's own operations reach while steps are computed (model-FLOP
-            utilisation, Chowdhery et al. 2022, appendix B). 0 shows none.
+        least_seconds: Time of a step at the measured peak of the device, for the figure MFU: the
+            part of the peak that the model's own operations reach while steps are computed
+            (model-FLOP utilisation, Chowdhery et al. 2022, appendix B, but of the attention only
+            the pairs of positions that see each other). 0 shows none.
     """
 
     def __init__(

@@ -16,12 +16,13 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from tatscli.config.sample import Precision
 from tatscli.config.train import ComputeConfig, LoopConfig
 from tatscli.core.data.clips import ConsumedBatchSampler
-from tatscli.core.limits import stated_peak
+from tatscli.core.limits import peak_at_a_glance
 from tatscli.core.original import read_original
 from tatscli.core.training.callbacks import (
     AtomicCheckpointIO,
@@ -185,8 +186,9 @@ def fit(
         plugins=[AtomicCheckpointIO()],
         callbacks=[
             RandomState(),
+            # Before the pictures, which take time of their own.
+            Telling(on_step, loop.log_every, figures, _least_seconds(module, placement) or 0.0),
             Pictures(draw, loop.grid_every),
-            Telling(on_step, loop.log_every, figures, _least_seconds(module, placement)),
             checkpoints,
             stop,
         ],
@@ -203,12 +205,13 @@ def fit(
     return Outcome(trainer.global_step, stop.signal, values)
 
 
+@rank_zero_only
 def _least_seconds(module: Stage, placement: Placement) -> float:
     """Time of a step at the peak of the device; 0 where the stage does not say what it costs."""
     if not module.step_operations:
         return 0.0
     precision: Precision = "float32" if placement.precision == "32-true" else "bf16"
-    peak = stated_peak(torch.device(placement.accelerator), precision)
+    peak = peak_at_a_glance(torch.device(placement.accelerator), precision)
     # Processes of a GPU have one each, those of a CPU share it.
     share = placement.processes if placement.accelerator == "cpu" else 1
     return module.step_operations * share / peak

@@ -66,7 +66,9 @@ class Stage(LightningModule):
         return LambdaLR(optimizer, factor)
 
     def on_train_start(self) -> None:
-        """Let a changed learning rate take effect on a run that goes on."""
+        """Let a changed learning rate take effect on a run that goes on, and an older run fuse."""
+        for optimizer in self.optimizer_list():
+            fuse(optimizer.optimizer)
         for schedule in self.scheduler_list():
             schedule.base_lrs = [self.learning_rate] * len(schedule.base_lrs)
             rates = [self.learning_rate * f(schedule.last_epoch) for f in schedule.lr_lambdas]
@@ -140,3 +142,19 @@ class Stage(LightningModule):
             f"step {self.global_step}: {bad}; the run stops here, its last checkpoint is sound",
             "continue from it with a lower --learning-rate or a smaller --grad-clip",
         )
+
+
+def fuse(optimizer: Optimizer) -> None:
+    """Let an optimiser update each weight in one go, also with the state of one that did not.
+
+    Fused optimisers take moments to lie in memory as their weights do.
+    """
+    for group in optimizer.param_groups:
+        group["fused"] = True
+        for weight in group["params"]:
+            state = optimizer.state.get(weight, {})
+            for name, value in state.items():
+                if name == "step":
+                    state[name] = value.to(weight.device, torch.float32)
+                elif value.shape == weight.shape and value.stride() != weight.stride():
+                    state[name] = torch.empty_like(weight).copy_(value)

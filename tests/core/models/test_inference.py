@@ -107,7 +107,7 @@ def test_a_vqgan_in_bf16_keeps_its_codebook_and_gives_float32_frames():
     assert torch.equal(ready.codebook.embeddings, plain.codebook.embeddings)
     video = torch.rand(1, 3, 40, 16, 16, generator=torch.Generator().manual_seed(4)) - 0.5
     codes = encode_stream(ready, video)
-    assert (codes == plain.encode(video)).float().mean() > 0.5
+    assert (codes == plain.encode(video)).float().mean() > 0.9
     pieces = list(decode_stream(ready, codes))
     assert len(pieces) > 1
     assert {piece.dtype for piece in pieces} == {torch.float32}

@@ -40,14 +40,20 @@ def step(model: nn.Module, loss: Tensor) -> tuple[dict[str, Tensor], dict[str, T
 @pytest.mark.parametrize("norm_type", ["batch", "group"])
 def test_a_vqgan_learns_the_same(norm_type: str) -> None:
     video = torch.rand(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(1)) - 0.5
-    found = []
+    found: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    counted: list[Tensor | None] = []
     for recompute in (False, True):
         model = vqgan(norm_type).train()
         model.encoder.recompute = model.decoder.recompute = recompute
         torch.manual_seed(2)  # the codebook draws its first codes
+        counters = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+        for norm in counters:  # what SyncBatchNorm asks for
+            norm.register_forward_pre_hook(lambda m, _: counted.append(m.num_batches_tracked))
         found.append(step(model, (model(video).video - video).square().mean()))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
     assert found[0][0]
+    assert all(count is not None for count in counted)
+    assert bool(counted) == (norm_type == "batch")
 
 
 def test_a_gpt_learns_the_same_with_dropout() -> None:
