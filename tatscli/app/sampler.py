@@ -163,7 +163,7 @@ class Sampler:
     def _batch_size(self, config: SampleConfig, guidance: float) -> int:
         """Samples at once: what is asked for, else as many as half of the free memory holds."""
         if config.batch_size != "auto":
-            return int(config.batch_size)
+            return config.batch_size
         free = free_memory(self.trained.model.pos_emb.device)
         if free is None:
             return UNKNOWN_BATCH

@@ -155,6 +155,8 @@ def option_type(annotation: Any, switch: str) -> Any:
         kinds = [a for a in args if a is not type(None)]
         if len(kinds) == 1:
             return option_type(kinds[0], switch)
+        if all(kind in (int, float) or get_origin(kind) is Literal for kind in kinds):
+            return str  # a number or one of some words; the setting itself tells them apart
     elif (
         annotation in SCALARS
         or origin is Literal

@@ -67,7 +67,7 @@ class SampleConfig(Config):
     """Folder of the samples; by default short or long with seed and settings."""
     samples: Annotated[int, Published("n_sample")] = Field(16, ge=1)
     """Videos to sample."""
-    batch_size: str = "16"
+    batch_size: int | Literal["auto"] = 16
     """Videos sampled at once, or auto: as many as fit into memory; does not change them."""
     class_cond: bool = False
     """Draw over all classes evenly, as models with class labels do where nothing is asked for."""
@@ -78,11 +78,13 @@ class SampleConfig(Config):
 
     @field_validator("batch_size", mode="before")
     @classmethod
-    def _number_or_auto(cls, value: object) -> str:
+    def _number_or_auto(cls, value: object) -> int | str:
         text = str(value)
-        if text != "auto" and not (text.isascii() and text.isdigit() and int(text)):
+        if text == "auto":
+            return text
+        if not (text.isascii() and text.isdigit() and int(text)):
             raise ValueError(f"a whole number from 1, or auto, got {text}")
-        return text
+        return int(text)
 
     @field_validator("name")
     @classmethod
