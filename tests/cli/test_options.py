@@ -275,6 +275,10 @@ def test_what_an_option_can_carry(kind):
     assert option_type(kind | None, "--x") == kind
 
 
+def test_a_number_or_a_word_is_carried_as_text():
+    assert option_type(int | Literal["auto"], "--x") is str
+
+
 @pytest.mark.parametrize("kind", [list[int], int | str, dict[str, int], tuple[list[int], int]])
 def test_what_no_option_can_carry_is_refused_when_the_program_starts(kind):
     with pytest.raises(TypeError, match="--x: no option can carry .*; mark the field FILE_ONLY"):
