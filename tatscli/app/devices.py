@@ -1,9 +1,12 @@
 """Where things compute, chosen once."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
+from tatscli.app.launch import Launch, launched
+from tatscli.config.compute import DevicesConfig
 from tatscli.config.train import ComputeConfig
 from tatscli.core.allocator import keep_freed_memory
 from tatscli.core.training.placement import Placement
@@ -29,11 +32,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def place_training(compute: ComputeConfig) -> Placement:
-    """Devices and precision of a training run.
+def place(compute: DevicesConfig) -> Placement:
+    """Where the processes of a command are, whoever starts them.
+
+    Args:
+        compute: What is asked for. Under torchrun and srun, their processes are taken where that
+            says nothing.
 
     Raises:
-        DeviceError: Fewer devices are visible than asked for; the message has both numbers.
+        DeviceError: Fewer devices are visible than asked for, or another number of processes runs;
+            the message has both numbers.
     """
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if compute.gpus:
@@ -47,16 +55,48 @@ def place_training(compute: ComputeConfig) -> Placement:
                 else f"use --gpus {visible}",
             )
     device = choose_device("cuda" if compute.gpus else compute.device).type
-    if device == "cuda":
+    launch = launched()
+    if launch:
+        _must_agree(compute, launch, visible if device == "cuda" else None)
+        processes = launch.processes
+    elif device == "cuda":
         processes = compute.gpus or (visible if compute.device == "auto" else 1)
     else:
         processes = compute.devices if device == "cpu" else 1
     return Placement(
         accelerator=device,  # type: ignore[arg-type]  # choose_device gives no other
         processes=processes,
-        nodes=compute.nodes,
-        precision=_precision(compute.precision, device),
+        nodes=launch.nodes if launch else compute.nodes,
+        precision="32-true",
+        started_by=launch.by if launch else "tats",
     )
+
+
+def place_training(compute: ComputeConfig) -> Placement:
+    """Devices and precision of a training run; see ``place``."""
+    placement = place(compute)
+    return replace(placement, precision=_precision(compute.precision, placement.accelerator))
+
+
+def _must_agree(compute: DevicesConfig, launch: Launch, visible: int | None) -> None:
+    """What is asked for must be what was started."""
+    for option, asked, found in (
+        ("--gpus", compute.gpus, launch.processes),
+        ("--devices", compute.devices if compute.devices > 1 else 0, launch.processes),
+        ("--nodes", compute.nodes if compute.nodes > 1 else 0, launch.nodes),
+    ):
+        if asked and asked != found:
+            unit = "machines" if option == "--nodes" else "processes on each machine"
+            raise DeviceError(
+                f"{option} {asked}, but {launch.by} started {found} {unit}",
+                f"leave out {option}: what {launch.by} started is used",
+            )
+    if visible is not None and visible < launch.processes:
+        raise DeviceError(
+            f"{launch.by} started {launch.processes} processes on this machine, and {visible} CUDA "
+            "devices are visible to them",
+            "start one process a GPU, and let each see all of them",
+        )
 
 
 def placement_notes(compute: ComputeConfig, placement: Placement) -> list[str]:

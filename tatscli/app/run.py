@@ -20,10 +20,13 @@ from typing import Any
 import torch
 
 from tatscli import __version__
+from tatscli.app.launch import is_helper
+from tatscli.app.reporting import Reporter
 from tatscli.config.base import Config
 from tatscli.config.files import dump
+from tatscli.core.checkpoint import require_intact, step_of
 from tatscli.core.files import UNFINISHED, claim_empty, written_whole
-from tatscli.errors import RunError
+from tatscli.errors import CheckpointError, RunError
 
 PACKAGES = ("torch", "lightning", "av", "numpy")
 
@@ -49,20 +52,32 @@ class RunFolder:
         """The checkpoint with the best validation."""
         return self.path / "checkpoints" / "best.ckpt"
 
+    @property
+    def has_saved(self) -> bool:
+        """Whether it holds a run that has saved a checkpoint."""
+        return self._config.is_file() and bool(self._checkpoints())
+
     @classmethod
-    def create(cls, path: Path) -> "RunFolder":
+    def create(cls, path: Path, *, anew: bool = False) -> "RunFolder":
         """Make the folder of a new run.
 
+        Args:
+            path: Where.
+            anew: Whether to take the folder of a run that ended before it saved anything.
+
         Raises:
-            RunError: It holds something already, or cannot be made.
+            RunError: It holds something else already, or cannot be made.
         """
         run = cls(path)
-        if _is_helper_process():
+        if is_helper():
             return run
-        hint = f"continue that run with --resume {path}, or choose another --out"
-        claim_empty(path, hint, RunError)
+        if anew and run._config.is_file() and not run.has_saved:
+            run._metrics.unlink(missing_ok=True)
+        else:
+            hint = f"continue that run with --resume {path}, or choose another --out"
+            claim_empty(path, hint, RunError)
         try:
-            run.samples.mkdir(parents=True)
+            run.samples.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
                 f"cannot create {path}: {error.strerror}", "choose another --out"
@@ -77,23 +92,67 @@ class RunFolder:
             RunError: It is no run folder, or has not saved yet.
         """
         run = cls(path)
-        if not (path / "config.yaml").is_file():
+        if not run._config.is_file():
             raise RunError(f"{path} is no run folder: it has no config.yaml")
-        if not run.last.is_file():
+        if not run.has_saved:
             raise RunError(
                 f"{path} has saved no checkpoint yet ({run.last} is missing)",
-                "start again with another --out, or remove that folder",
+                "start it again with --resume auto, which takes over such a folder, or remove it",
             )
-        if not _is_helper_process():
+        if not is_helper():
             run.samples.mkdir(exist_ok=True)
             for unfinished in run.last.parent.glob(UNFINISHED):
                 unfinished.unlink()
         return run
 
+    def newest(self, reporter: Reporter) -> tuple[Path, int]:
+        """The newest checkpoint that is intact, and its step; newer ones are put aside.
+
+        Raises:
+            RunError: None is; the message names each with the reason.
+        """
+        steps: dict[Path, int] = {}
+        reasons: dict[Path, str] = {}
+        for file in self._checkpoints():
+            try:
+                steps[file] = step_of(file)
+            except CheckpointError as error:
+                reasons[file] = error.message
+        # Of one step, the last knows what came of its validation.
+        for file in sorted(steps, key=lambda f: (steps[f], f == self.last), reverse=True):
+            try:
+                require_intact(file)
+            except CheckpointError as error:
+                reasons[file] = error.message
+                continue
+            for broken, reason in reasons.items():
+                aside = broken.with_name(f"{broken.name}.damaged")
+                reporter.warn(f"skipped, and renamed to {aside.name}: {reason}")
+                if not is_helper():
+                    broken.replace(aside)
+            if reasons:
+                reporter.warn(f"going on from {file}, step {steps[file]}")
+            return file, steps[file]
+        raise RunError(
+            f"no checkpoint of {self.path} can be read: {'; '.join(reasons.values())}",
+            "start a new run with another --out",
+        )
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("*.ckpt"))
+
     def write_config(self, config: Config) -> None:
         """Write the resolved config."""
-        if not _is_helper_process():
-            write_atomically(self.path / "config.yaml", dump(config))
+        if not is_helper():
+            write_atomically(self._config, dump(config))
 
     @contextmanager
     def recorded(self, **facts: Any) -> Iterator[dict[str, Any]]:
@@ -128,7 +187,7 @@ class RunFolder:
             self._write_record(record)
 
     def _write_record(self, record: dict[str, Any]) -> None:
-        if not _is_helper_process():
+        if not is_helper():
             write_atomically(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
 
@@ -140,12 +199,6 @@ def write_atomically(file: Path, text: str) -> None:
     """
     with written_whole(file, RunError) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def _is_helper_process() -> bool:
-    """Whether this is a further process of a run, by Lightning's, torchrun's or SLURM's word."""
-    ranks = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
-    return any(int(os.environ.get(name, 0)) > 0 for name in ranks)
 
 
 def _machine() -> dict[str, Any]:

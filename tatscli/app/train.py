@@ -1,6 +1,9 @@
 """Training of both stages: from settings to a run folder."""
 
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +19,7 @@ from torch.utils.data import default_collate
 from tatscli.app.architecture import gpt_architecture, keep_dropout, settle_gpt, settle_vqgan
 from tatscli.app.data import open_videos, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
+from tatscli.app.launch import is_helper
 from tatscli.app.pictures import save_reconstructions, save_samples, save_sounds
 from tatscli.app.plan import TrainConfig, settle_rate
 from tatscli.app.reporting import Reporter, Silent
@@ -31,13 +35,13 @@ from tatscli.app.training_data import (
     videos_content,
 )
 from tatscli.config.files import read_layer, resolve
-from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
+from tatscli.config.train import AUTO, ComputeConfig, GPTTrainConfig, VQGANTrainConfig
 from tatscli.core import weights
 from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.data.clips import Clip, Wanted
 from tatscli.core.data.tokens import TokenClip
 from tatscli.core.models.perceptual import LPIPS
-from tatscli.core.original import INPUT_RANGE, read_original
+from tatscli.core.original import INPUT_RANGE
 from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import (
     Chances,
@@ -50,7 +54,7 @@ from tatscli.core.training.engine import Clips, Outcome, epoch_steps, fit
 from tatscli.core.training.gpt import GPTTraining
 from tatscli.core.training.placement import Placement
 from tatscli.core.training.vqgan import VQGANTraining
-from tatscli.errors import ConfigError, DataError
+from tatscli.errors import ConfigError, DataError, RunError
 
 PICTURED_CLIPS = 4
 """Clips in the pictures of a run."""
@@ -107,7 +111,8 @@ def train_vqgan(
 
     Args:
         config: Settings.
-        resume: Folder of a run to continue instead of starting a new one.
+        resume: Folder of a run to continue instead of starting a new one; ``AUTO`` continues the
+            one in the folder of the settings, if there is one.
         reporter: Told about progress.
     """
     return _train("vqgan", config, resume, reporter or Silent(), _vqgan_job)
@@ -122,7 +127,8 @@ def train_gpt(
 
     Args:
         config: Settings.
-        resume: Folder of a run to continue instead of starting a new one.
+        resume: Folder of a run to continue instead of starting a new one; ``AUTO`` continues the
+            one in the folder of the settings, if there is one.
         reporter: Told about progress.
     """
     return _train("gpt", config, resume, reporter or Silent(), _gpt_job)
@@ -136,14 +142,28 @@ def _train(
     prepare: Callable[[TrainConfig, Path | None, Placement, Reporter], Job],
 ) -> TrainResult:
     """What both stages do, around the job that each prepares."""
-    if resume and (done := _finished_already(config, resume, reporter)):
-        return done
+    _check_requeue(config.compute)
+    anew = resume == AUTO
+    if anew:
+        resume = config.folder if RunFolder(config.folder).has_saved else None
+    source: Path | None = None
+    if resume:
+        run = RunFolder.reopen(resume)
+        _check_unchanged(config, run)
+        source, step = run.newest(reporter)
+        if step >= config.train.max_steps:
+            return _finished_already(run, step, reporter)
     placement = place_training(config.compute)
     config = settle_rate(config, placement.world, reporter)
     for text in placement_notes(config.compute, placement):
         reporter.note(text)
-    job = prepare(config, resume, placement, reporter)
-    run = _open_run(kind, job, resume, placement, reporter)
+    job = prepare(config, source, placement, reporter)
+    if resume:
+        _check_content(job.config, run, job.content)
+        _note_order(job.config, run, placement, reporter)
+    else:
+        run = RunFolder.create(job.config.folder, anew=anew)
+    run.write_config(job.config)
     clips, loop = job.clips, job.config.train
     steps = epoch_steps(clips, loop, placement)
     parameters = sum(p.numel() for p in getattr(job.module, kind).parameters())
@@ -173,22 +193,25 @@ def _train(
             figures=stage.FIGURES,
             draw=lambda module, step: job.draw(module, run.samples, f"{step:07}"),
             on_step=lambda step, figures: task.update(step, figures=figures),
-            resume=run.last if resume else None,
+            resume=source,
         )
         status = "stopped" if outcome.signal else "finished"
         record |= {"status": status, "steps": outcome.step, "figures": outcome.figures}
     if outcome.signal:
         reporter.note(f"saved at step {outcome.step}; continue with --resume {run.path}")
+        if config.compute.requeue and outcome.signal == signal.SIGUSR1 and not is_helper():
+            _requeue(reporter)
     return TrainResult(
         run.path, _result_checkpoint(run), outcome.step, status, outcome.figures, outcome.signal
     )
 
 
 def _vqgan_job(
-    config: VQGANTrainConfig, resume: Path | None, placement: Placement, reporter: Reporter
+    config: VQGANTrainConfig, source: Path | None, placement: Placement, reporter: Reporter
 ) -> Job:
+    """What is trained; ``source`` is the checkpoint of a run that goes on."""
     start = None
-    if config.train.init and not resume:
+    if config.train.init and not source:
         start = read_vqgan(config.train.init)
         config = settle_vqgan(config, config.train.init, start)
     if config.model.norm_type == "batch":
@@ -225,12 +248,12 @@ def _vqgan_job(
     return Job(config, module, clips, videos_content(videos), draw)
 
 
-def _gpt_job(config: GPTTrainConfig, resume: Path | None, _: Placement, reporter: Reporter) -> Job:
+def _gpt_job(config: GPTTrainConfig, source: Path | None, _: Placement, reporter: Reporter) -> Job:
+    """What is trained; ``source`` is the checkpoint of a run that goes on."""
     start = None
-    if resume:
+    if source:
         # A run that goes on keeps its VQGAN, whatever became of the one that it was given.
-        last = RunFolder.reopen(resume).last
-        start = GPTStart(last, read_gpt(last), resumed=True)
+        start = GPTStart(source, read_gpt(source), resumed=True)
         config = keep_dropout(config, start)
     elif config.train.init:
         start = GPTStart(config.train.init, read_gpt(config.train.init, config.vqgan))
@@ -253,7 +276,7 @@ def _gpt_job(config: GPTTrainConfig, resume: Path | None, _: Placement, reporter
         material.text,
         material.sound,
     )
-    if start and not resume:  # the engine loads what goes on
+    if start and not source:  # the engine loads what goes on
         module.gpt.load_state_dict(start.gpt.model.state_dict())
     draw = partial(
         _draw_between if architecture.infill else _draw_samples,
@@ -316,31 +339,32 @@ def _pictured(clips: Clips) -> Tensor:
     return torch.stack([clip.video for clip in [*shown, *held_out(clips, count)]])
 
 
-def _open_run(
-    kind: str, job: Job, resume: Path | None, placement: Placement, reporter: Reporter
-) -> RunFolder:
-    config = job.config
-    if resume is None:
-        default = Path("runs") / f"{kind}-{config.data.data.name}"
-        run = RunFolder.create(config.train.out or default)
-    else:
-        run = RunFolder.reopen(resume)
-        _check_content(config, run, job.content)
-        _note_order(config, run, placement, reporter)
-    run.write_config(config)
-    return run
-
-
-def _finished_already(config: TrainConfig, resume: Path, reporter: Reporter) -> TrainResult | None:
+def _finished_already(run: RunFolder, step: int, reporter: Reporter) -> TrainResult:
     """The result of a run that has no steps left to do."""
-    run = RunFolder.reopen(resume)
-    _check_unchanged(config, run)
-    step = int(read_original(run.last)["global_step"])
-    if step < config.train.max_steps:
-        return None
     reporter.note(f"{run.path} finished already at step {step}; raise --max-steps to go on")
     figures = _record(run).get("figures", {})
     return TrainResult(run.path, _result_checkpoint(run), step, "finished", figures, 0)
+
+
+def _check_requeue(compute: ComputeConfig) -> None:
+    if compute.requeue and "SLURM_JOB_ID" not in os.environ:
+        raise RunError("--requeue, but this is no SLURM job", "leave out --requeue")
+
+
+def _requeue(reporter: Reporter) -> None:
+    """Ask SLURM to start the job again.
+
+    Lightning's own way does so inside the handler of the signal, where several processes hang.
+    """
+    job = os.environ["SLURM_JOB_ID"]
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reporter.warn(f"scontrol requeue {job} failed: {error}")
+    else:
+        reporter.note(f"SLURM starts job {job} again")
 
 
 def _record(run: RunFolder) -> dict[str, Any]:

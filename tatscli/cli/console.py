@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,23 +15,19 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tatscli.app.launch import is_helper, rank
 from tatscli.app.reporting import Task
 
 if TYPE_CHECKING:
     from tatscli.app.train import TrainResult
 
 
-def _silent() -> bool:
-    """Whether this is a further process of a run on several devices; the first one speaks."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0
-
-
 def _out() -> Console:
-    return Console(soft_wrap=True, highlight=False, quiet=_silent())
+    return Console(soft_wrap=True, highlight=False, quiet=is_helper())
 
 
 def _err() -> Console:
-    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=_silent())
+    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=is_helper())
 
 
 def note(text: str) -> None:
@@ -46,15 +41,17 @@ def warn(text: str) -> None:
 
 
 def error(message: str, hint: str = "") -> None:
-    """What went wrong, and what mends it."""
-    _err().print(f"[bold red]error:[/bold red] {escape(message)}")
+    """What went wrong, and what mends it; of a further process of a run, too."""
+    screen = Console(stderr=True, soft_wrap=True, highlight=False)
+    where = f" in process {rank()}" if is_helper() else ""
+    screen.print(f"[bold red]error{where}:[/bold red] {escape(message)}")
     if hint:
-        _err().print(f"[cyan]hint:[/cyan] {escape(hint)}")
+        screen.print(f"[cyan]hint:[/cyan] {escape(hint)}")
 
 
 def text(content: str) -> None:
     """Plain text as the result."""
-    if _silent():
+    if is_helper():
         return
     sys.stdout.write(content if content.endswith("\n") else content + "\n")
 
@@ -80,7 +77,7 @@ def trained(outcome: "TrainResult", *, as_json: bool, then: str) -> None:
     result(outcome, as_json=as_json)
     if outcome.signal:
         # Of a further process, Lightning takes any other code for a failure and kills the first.
-        raise typer.Exit(0 if _silent() else 128 + outcome.signal)
+        raise typer.Exit(0 if is_helper() else 128 + outcome.signal)
     note(f"next: {then}")
 
 

@@ -24,6 +24,7 @@ from tatscli.config.files import (
     resolve,
     sections,
 )
+from tatscli.config.train import AUTO
 from tatscli.errors import ConfigError
 
 SCALARS = (bool, int, float, str, Path)
@@ -36,7 +37,11 @@ ConfigFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")]
 Resume = Annotated[
     Path | None,
-    typer.Option("--resume", help="Run folder to continue exactly; its settings are the base."),
+    typer.Option(
+        "--resume",
+        help="Run folder to continue exactly, its settings are the base; or auto: the run in --out "
+        "if it has saved, else a new one.",
+    ),
 ]
 DryRun = Annotated[
     bool,
@@ -196,7 +201,8 @@ def configured(
                     console.note(f"{flag((name,))} has no effect: {item.note}")
             layers = []
             try:
-                if resume := values.get("resume"):
+                resume = values.get("resume")
+                if resume and resume != AUTO:
                     if _typed(invocation, "init"):
                         raise ConfigError(
                             "--resume continues a run, --init starts a new one; give one of them"
@@ -209,6 +215,8 @@ def configured(
                 if file := values["config_file"]:
                     layers.append(read_layer(file))
                 layers.append(_typed_layer(invocation, leaves, values))
+                if resume == AUTO and (folder := _saved_folder(model, layers)):
+                    layers.insert(0, _run_layer(folder, presets))
                 config = resolve(model, layers)
             except ConfigError as error:
                 raise UsageError(error.message, error.hint) from error
@@ -248,6 +256,15 @@ def configured(
         return run
 
     return decorate
+
+
+def _saved_folder(model: type[Config], layers: list[Layer]) -> Path | None:
+    """The folder that settings mean, if a run has saved there."""
+    outs = [layer.values.get("train", {}).get("out") for layer in reversed(layers)]
+    given = next(filter(None, outs), None)
+    folder = Path(given) if given else resolve(model, layers).folder  # type: ignore[attr-defined]
+    saved = (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("*.ckpt"))
+    return folder if saved else None
 
 
 def _run_layer(run: Path, kind: str) -> Layer:

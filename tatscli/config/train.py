@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tatscli.config.base import Config, Published
+from tatscli.config.compute import DevicesConfig
 from tatscli.config.data import SOUND_FRAME, DataConfig, GPTDataConfig
 from tatscli.config.gpt import GPTLossConfig, GPTOptions
 from tatscli.config.vqgan import (
@@ -97,6 +98,10 @@ class LoopConfig(Config):
     """Validation clips, fixed; fewer where the split has fewer."""
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between checkpoints."""
+    checkpoint_minutes: float = Field(30.0, ge=0)
+    """Most minutes between checkpoints, where steps take long; 0 counts steps only."""
+    keep_every: int = Field(0, ge=0)
+    """Steps between checkpoints that are kept for good; 0 keeps the last two and the best."""
     grid_every: int = Field(1000, ge=1)
     """Steps between pictures of reconstructions or samples."""
     log_every: Annotated[int, Published("progress_bar_refresh_rate")] = Field(50, ge=1)
@@ -126,17 +131,9 @@ class GPTLoopConfig(LoopConfig):
     """Clips a device takes at once."""
 
 
-class ComputeConfig(Config):
+class ComputeConfig(DevicesConfig):
     """Machine."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device; auto takes every visible GPU, else the CPU."""
-    gpus: int = Field(0, ge=0)
-    """CUDA devices to use; 0 leaves the choice to the device option."""
-    devices: int = Field(1, ge=1)
-    """Processes on the CPU, for trying a multi-device run without GPUs."""
-    nodes: int = Field(1, ge=1)
-    """Machines of a multi-machine run."""
     workers: Annotated[int, Published("num_workers")] = Field(-1, ge=-1)
     """Processes that read clips, per device; -1 chooses by core count."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -145,6 +142,18 @@ class ComputeConfig(Config):
     """Compute activations again for the gradient: less memory, about a third more time."""
     sync_batchnorm: bool = True
     """Share batch statistics between GPUs, as the published code does; no effect on one."""
+    requeue: bool = False
+    """Let SLURM start the job again after SIGUSR1, by which it announces the end of its time."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: object) -> object:
+        if value in ("fp16", "float16", "16", "16-mixed"):
+            raise ValueError(
+                "fp16 is not offered: its loss scale would be shared by two optimisers, and a step "
+                "that it skips would still count; use bf16 or float32"
+            )
+        return value
 
 
 def _given(values: Mapping[str, Any], section: str) -> dict[str, Any]:
@@ -153,6 +162,10 @@ def _given(values: Mapping[str, Any], section: str) -> dict[str, Any]:
     if isinstance(held, Config):
         return held.model_dump(exclude_unset=True)
     return dict(held) if isinstance(held, Mapping) else {}
+
+
+AUTO = Path("auto")
+"""Of a run to continue: the one in its folder if that has saved, else a new one."""
 
 
 class VQGANTrainConfig(Config):
@@ -193,6 +206,11 @@ class VQGANTrainConfig(Config):
         return self
 
     @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.train.out or Path("runs") / f"vqgan-{self.data.data.name}"
+
+    @property
     def frame_sides(self) -> tuple[int, int]:
         """Height and width of what stands for a frame."""
         is_sound = self.data.input == "sound"
@@ -221,3 +239,8 @@ class GPTTrainConfig(Config):
     optim: GPTOptimConfig = Field(default_factory=GPTOptimConfig)
     train: GPTLoopConfig = Field(default_factory=GPTLoopConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.train.out or Path("runs") / f"gpt-{self.data.data.name}"

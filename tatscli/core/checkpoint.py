@@ -7,6 +7,7 @@ sampling needs no second file. Published TATS checkpoints enter through ``core.o
 """
 
 import errno
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,9 @@ from tatscli.errors import CheckpointError
 
 FORMAT = 1
 HEADER = "tats"
+
+_CONTINUES = ("global_step", "state_dict", "optimizer_states", "random_states", "loops")
+_ANOTHER = "take another checkpoint of that run, or copy it again"
 
 
 class _VQGANHeader(VQGANFacts):
@@ -333,6 +337,41 @@ def find_checkpoint(path: Path) -> Path:
         f"{path} holds no checkpoint (looked for {', '.join(names)})",
         "give a run folder that has saved at least once, or a checkpoint file",
     )
+
+
+def step_of(file: Path) -> int:
+    """The step at which a run saved a checkpoint; its tensors are not read.
+
+    Raises:
+        CheckpointError: It cannot be read, or does not hold what continues a run.
+    """
+    checkpoint = read_original(file)
+    if missing := [name for name in _CONTINUES if name not in checkpoint]:
+        raise CheckpointError(
+            f"{file} cannot continue a run: it lacks {', '.join(missing)}",
+            "--init starts a new run from its weights",
+        )
+    return int(checkpoint["global_step"])
+
+
+def require_intact(file: Path) -> int:
+    """Read every byte of a checkpoint that is to continue a run; its step.
+
+    Raises:
+        CheckpointError: It is damaged, cut, no checkpoint of ours, or does not hold what continues
+            a run.
+    """
+    step = step_of(file)
+    _header(read_original(file), file)
+    with zipfile.ZipFile(file) as archive:
+        # Each record has a CRC-32, which torch itself does not look at.
+        try:
+            damaged = archive.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise CheckpointError(f"{file} is damaged: {error}", _ANOTHER) from error
+    if damaged:
+        raise CheckpointError(f"{file} is damaged: its record {damaged}", _ANOTHER)
+    return step
 
 
 @contextmanager

@@ -49,6 +49,21 @@ def written_whole(file: Path, kind: type[TatsError], *, sync: bool = False) -> I
         raise unwritable(file, error, kind) from error
 
 
+def link_atomically(file: Path, name: Path) -> None:
+    """Give a file a second name, in place of what had it; a copy where the disk has no links.
+
+    Raises:
+        OSError: Neither can be made.
+    """
+    with aside(name) as partial:
+        try:
+            partial.hardlink_to(file)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV):
+                raise
+            shutil.copyfile(file, partial)
+
+
 def unwritable(path: Path, error: OSError, kind: type[TatsError]) -> TatsError:
     """The error for a path that cannot be written; on a full disk, with the bytes that are free."""
     reason = error.strerror or str(error) or type(error).__name__

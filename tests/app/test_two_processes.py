@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -109,24 +107,3 @@ def test_the_vqgan_without_batch_statistics(data: Path, tmp_path: Path) -> None:
     for metric in ("val/codes_used", "val/l1"):
         found = values(tmp_path / "together", metric)
         assert found == pytest.approx(values(tmp_path / "single", metric), rel=1e-4)
-
-
-def test_a_signal_to_the_first_process_ends_both_with_one_result(
-    data: Path, tmp_path: Path
-) -> None:
-    config = vqgan_config(data, tmp_path / "run", train={"max_steps": 100_000, "val_clips": 1})
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    with started("vqgan", config, tmp_path / "c.yaml") as process:
-        for _ in range(300):
-            if last.is_file() or process.poll() is not None:
-                break
-            time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    result = json.loads(out)
-    assert (result["status"], result["signal"]) == ("stopped", signal.SIGTERM)
-    assert torch.load(last, weights_only=True)["global_step"] == result["steps"] > 0
-    # Its norm is that of the batch, of which each process sees its own.
-    assert err.count("2 processes keeps its own statistics of batch norm") == 1
-    assert "--sync-batchnorm" not in err

@@ -17,11 +17,13 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from tatscli.config.train import LoopConfig
 from tatscli.core.checkpoint import save_atomically
-from tatscli.core.files import unwritable, written_whole
+from tatscli.core.files import link_atomically, unwritable, written_whole
 from tatscli.errors import RunError
 
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -39,19 +41,39 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Keeps ``last.ckpt`` every N steps and at the end, and ``best.ckpt`` by a validation figure.
+    """Keeps ``last.ckpt`` every N steps or M minutes and at the end, and the one before it.
 
+    Beside them ``best.ckpt`` by a validation figure, and, of every K-th step, one for good.
     Lightning's ModelCheckpoint ignores time limits and re-links ``last`` non-atomically here.
+
+    Args:
+        folder: Of the checkpoints.
+        loop: The intervals.
+        monitor: Validation figure, smaller is better.
     """
 
-    def __init__(self, folder: Path, every: int, monitor: str) -> None:
+    def __init__(self, folder: Path, loop: LoopConfig, monitor: str) -> None:
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
-        self._every, self._monitor = every, monitor
+        self._previous = folder / "previous.ckpt"
+        self._loop, self._monitor = loop, monitor
         self._best_value = float("inf")
-        self._saved_step = -1
+        self._saved_step, self._saved_at = -1, time.monotonic()
+        self._is_late, self._unvalidated = False, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for the validation in which a run was stopped."""
+        self._saved_at = time.monotonic()
+        if self._unvalidated:
+            self._unvalidated = False
+            epochs = trainer.fit_loop.epoch_loop
+            epochs._batches_that_stepped = trainer.global_step - 1
+            trainer.validating = True
+            epochs.val_loop.restarting = False
+            epochs.val_loop.run()
+            trainer.training = True
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save ``last`` at every N-th step, and validate and save at the final one.
+        """Save ``last`` where it is due, and validate and save at the final step.
 
         Where the step is validated too, that is waited for: the file is to know the best value.
         """
@@ -59,15 +81,18 @@ class Checkpoints(Callback):
         if final:
             # Lightning validates where it is asked to stop, not where the steps run out.
             trainer.should_stop = True
-        validates = final or trainer.global_step % int(trainer.val_check_batch or 1) == 0
-        if self._due(trainer) and not validates:
-            self.save(trainer)
+        if minutes := self._loop.checkpoint_minutes:
+            late = time.monotonic() - self._saved_at >= 60 * minutes
+            self._is_late = trainer.strategy.reduce_boolean_decision(late, all=False)
+        if self._due(trainer) and not _validates(trainer):
+            self._write(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Save ``last`` now, unless this step is saved already."""
-        if trainer.global_step != self._saved_step:
-            self._saved_step = trainer.global_step
-            trainer.save_checkpoint(self.last)
+        """Save ``last`` at once; a run that goes on makes up for the validation of its step."""
+        self._unvalidated = _validates(trainer)
+        if self._unvalidated or trainer.global_step != self._saved_step:
+            self._write(trainer)
+        self._unvalidated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save ``best`` where the figure improved, and ``last`` where it is due."""
@@ -75,19 +100,73 @@ class Checkpoints(Callback):
         if value < self._best_value:
             self._best_value = value
             trainer.save_checkpoint(self.best)
-        if self._due(trainer) or self._saved_step == trainer.global_step:
-            trainer.save_checkpoint(self.last)
+        if self._due(trainer):
+            self._write(trainer)
+
+    def sound(self) -> str:
+        """Which checkpoint a run that broke can go on from, in words."""
+        if not self.last.is_file():
+            return "it has saved no checkpoint yet"
+        step = f" of step {self._saved_step}" if self._saved_step >= 0 else ""
+        return f"the last good checkpoint is {self.last}{step}"
+
+    def _write(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if trainer.is_global_zero and step != self._saved_step and self.last.is_file():
+            link_atomically(self.last, self._previous)
+        self._saved_step = step
+        trainer.save_checkpoint(self.last)
+        self._is_late, self._saved_at = False, time.monotonic()
+        every = self._loop.keep_every
+        if trainer.is_global_zero and every and step % every == 0:
+            link_atomically(self.last, self.last.with_name(f"step-{step:07}.ckpt"))
 
     def _due(self, trainer: Trainer) -> bool:
-        return trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps
+        intervals = filter(None, (self._loop.checkpoint_every, self._loop.keep_every))
+        step = trainer.global_step
+        return self._is_late or step == trainer.max_steps or any(step % n == 0 for n in intervals)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
-        return {"best": self._best_value}
+        """The best value so far, and whether the step is still to be validated."""
+        return {"best": self._best_value, "unvalidated": self._unvalidated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the best value so far."""
         self._best_value = state_dict["best"]
+        self._unvalidated = state_dict.get("unvalidated", False)
+
+
+def _validates(trainer: Trainer) -> bool:
+    """Whether the step that is done is validated."""
+    step = trainer.global_step
+    return step == trainer.max_steps or step % int(trainer.val_check_batch or 1) == 0
+
+
+class WaitingTime(Profiler):
+    """Seconds in which training waits for its data, by the times that Lightning takes itself."""
+
+    ACTION = "[_TrainingEpochLoop].train_dataloader_next"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds, self._began = 0.0, 0.0
+
+    def start(self, action_name: str) -> None:
+        """Look at the clock."""
+        if action_name == self.ACTION:
+            self._began = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """Add up."""
+        if action_name == self.ACTION:
+            self.seconds += time.perf_counter() - self._began
+
+    def teardown(self, stage: str | None) -> None:
+        """Nothing is held."""
+
+    def summary(self) -> str:
+        """The figure is in the display."""
+        return ""
 
 
 class RandomState(Callback):
@@ -120,21 +199,31 @@ class RandomState(Callback):
         self._pending = None
 
 
+class StoppedError(Exception):
+    """Leaves a validation that a signal came before or into, once the run is saved."""
+
+
 class GracefulStop(Callback):
     """Stops at the end of the step on Ctrl-C, SIGTERM and SIGUSR1, after saving.
 
-    The handler only sets a flag and the ranks agree at the end of the step: Lightning 2.6 saves
-    inside the handler, which hangs under several ranks. A second Ctrl-C stops at once.
+    The handler only sets a flag and the ranks agree at the end of the step, or of the batch that is
+    validated: Lightning 2.6 saves inside the handler, which hangs under several ranks. A second
+    Ctrl-C stops at once.
+
+    Args:
+        checkpoints: Saves.
+        shared_batches: Batches of a validation that every rank has.
 
     Attributes:
         signal: Number of the signal that stopped the run, 0 if none did.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    def __init__(self, checkpoints: Checkpoints, shared_batches: int) -> None:
         self.signal = 0
-        self._checkpoints = checkpoints
+        self._checkpoints, self._shared_batches = checkpoints, shared_batches
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
+        self._is_saved = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals, after Lightning registered its own handlers."""
@@ -143,11 +232,47 @@ class GracefulStop(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save and stop if any rank was told to."""
-        if trainer.strategy.reduce_boolean_decision(self.signal != 0, all=False):
-            self.signal = self.signal or signal.SIGTERM
+        if self._is_told(trainer):
             self._checkpoints.save(trainer)
+            self._is_saved = True
             # With should_stop, Lightning would validate first, at a step of no validation.
             trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+
+    def on_validation_start(self, *_: Any) -> None:
+        """Leave if the run is saved.
+
+        Raises:
+            StoppedError: It is.
+        """
+        if self._is_saved:
+            raise StoppedError
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save and leave if any rank was told to.
+
+        Raises:
+            StoppedError: One was.
+        """
+        if batch_idx < self._shared_batches and self._is_told(trainer):
+            self._checkpoints.save(trainer)
+            raise StoppedError
+
+    def _is_told(self, trainer: Trainer) -> bool:
+        """Whether any rank got a signal; a run that has done its last step is not stopped."""
+        if trainer.global_step == trainer.max_steps:
+            return False
+        told = trainer.strategy.reduce_boolean_decision(self.signal != 0, all=False)
+        if told:
+            self.signal = self.signal or signal.SIGTERM
+        return told
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back, before Lightning does; later it would keep SIGTERM for ever."""
@@ -181,13 +306,19 @@ class Telling(Callback):
             part of the peak that the model's own operations reach while steps are computed
             (model-FLOP utilisation, Chowdhery et al. 2022, appendix B, but of the attention only
             the pairs of positions that see each other). 0 shows none.
+        waiting: Seconds spent on waiting for data, for the figure of that name: their part.
     """
 
     def __init__(
-        self, on_step: OnStep, every: int, figures: Mapping[str, str], least_seconds: float = 0.0
+        self,
+        on_step: OnStep,
+        every: int,
+        figures: Mapping[str, str],
+        least_seconds: float,
+        waiting: WaitingTime,
     ) -> None:
         self._on_step, self._every, self._figures = on_step, every, figures
-        self._least_seconds = least_seconds
+        self._least_seconds, self._waiting = least_seconds, waiting
         self._steps, self._seconds, self._began = 0, 0.0, 0.0
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -206,7 +337,8 @@ class Telling(Callback):
         shown = {name: float(metrics[key]) for name, key in self._figures.items() if key in metrics}
         if self._least_seconds:
             shown["MFU"] = self._least_seconds * self._steps / self._seconds
-        self._steps, self._seconds = 0, 0.0
+        shown["waiting"] = self._waiting.seconds / (self._waiting.seconds + self._seconds)
+        self._steps, self._seconds, self._waiting.seconds = 0, 0.0, 0.0
         self._on_step(step, shown)
 
 

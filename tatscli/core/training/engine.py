@@ -7,13 +7,19 @@ so that a run continues exactly where it stopped, whatever its workers and ranks
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tatscli.config.sample import Precision
 from tatscli.config.train import ComputeConfig, LoopConfig
 from tatscli.core.data.clips import ConsumedBatchSampler
+from tatscli.core.failures import explained
 from tatscli.core.limits import peak_at_a_glance
 from tatscli.core.original import read_original
 from tatscli.core.training.callbacks import (
@@ -32,12 +39,28 @@ from tatscli.core.training.callbacks import (
     OnStep,
     Pictures,
     RandomState,
+    StoppedError,
     Telling,
+    WaitingTime,
 )
 from tatscli.core.training.placement import Placement, choose_workers
-from tatscli.core.training.stage import Stage
+from tatscli.core.training.stage import NotFiniteError, Stage
+from tatscli.errors import RunError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+LESS_MEMORY = (
+    "--batch-size 1 with a larger --accumulate is the same step in parts; --recompute trades time "
+    "for memory; --precision bf16, a smaller --resolution or --sequence-length need less"
+)
+"""What helps a run that does not fit."""
+
+_ENVIRONMENTS: dict[str, Callable[[], ClusterEnvironment]] = {
+    "tats": LightningEnvironment,
+    "torchrun": TorchElasticEnvironment,
+    # Lightning would save and requeue inside the handler of the signal, which hangs.
+    "srun": partial(SLURMEnvironment, auto_requeue=False),
+}
 
 
 @dataclass(frozen=True)
@@ -156,15 +179,17 @@ def fit(
         on_step: Told about progress.
         resume: Checkpoint to continue from.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", loop.checkpoint_every, monitor)
-    stop = GracefulStop(checkpoints)
+    checkpoints = Checkpoints(folder / "checkpoints", loop, monitor)
+    held = len(clips.validation)  # type: ignore[arg-type]
+    stop = GracefulStop(checkpoints, held // placement.world // loop.batch_size)
+    waiting = WaitingTime()
     metrics = MetricsFile(folder / "metrics.csv")
     _quieten()
     trainer = lightning.Trainer(
         accelerator=placement.accelerator,
         devices=placement.processes,
         num_nodes=placement.nodes,
-        strategy=_strategy(placement),
+        strategy=_strategy(placement, module),
         precision=placement.precision,
         max_steps=loop.max_steps,
         max_epochs=-1,
@@ -183,11 +208,14 @@ def fit(
             TensorBoardLogger(folder, name="", version="", sub_dir="events"),
             metrics,
         ],
-        plugins=[AtomicCheckpointIO()],
+        profiler=waiting,
+        plugins=[AtomicCheckpointIO(), _ENVIRONMENTS[placement.started_by]()],
         callbacks=[
             RandomState(),
             # Before the pictures, which take time of their own.
-            Telling(on_step, loop.log_every, figures, _least_seconds(module, placement) or 0.0),
+            Telling(
+                on_step, loop.log_every, figures, _least_seconds(module, placement) or 0.0, waiting
+            ),
             Pictures(draw, loop.grid_every),
             checkpoints,
             stop,
@@ -198,8 +226,13 @@ def fit(
     workers = choose_workers(placement.accelerator, compute.workers, placement.processes)
     data = ClipData(clips, loop, placement, workers)
     try:
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        with suppress(StoppedError), explained(LESS_MEMORY, f"continue with --resume {folder}"):
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    except NotFiniteError as error:
+        raise RunError(f"{error.message}; {checkpoints.sound()}", error.hint) from error
     except SystemExit as error:  # what Lightning makes of a second Ctrl-C
+        if trainer.received_sigterm or error.code != 1:
+            raise
         raise KeyboardInterrupt from error
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return Outcome(trainer.global_step, stop.signal, values)
@@ -217,12 +250,12 @@ def _least_seconds(module: Stage, placement: Placement) -> float:
     return module.step_operations * share / peak
 
 
-def _strategy(placement: Placement) -> Any:
+def _strategy(placement: Placement, module: Stage) -> Any:
     if placement.world == 1:
         return "auto"
     return DDPStrategy(
-        # Each optimiser's backward reaches its own networks only.
-        find_unused_parameters=True,
+        # Of several optimisers, each one's backward reaches its own networks only.
+        find_unused_parameters=module.has_several_optimizers,
         # All ranks compute the same codebook from summed statistics; sending it would hide a fault.
         broadcast_buffers=False,
         process_group_backend="nccl" if placement.accelerator == "cuda" else "gloo",
@@ -232,7 +265,8 @@ def _strategy(placement: Placement) -> Any:
 
 def _quieten() -> None:
     """Silence what Lightning says about choices that are made on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
         ".*does not have many workers.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",

@@ -90,7 +90,7 @@ class GPTTraining(Stage):
             some = batch._replace(**dict(zip(batch._fields, part, strict=True)))
             with optimizer.toggle_model(sync_grad=i == len(parts) - 1):
                 loss = self._loss(some, dropped)
-                self.must_be_finite({"loss": loss})
+                self.watch({"loss": loss})
                 self.manual_backward(loss / len(parts))
             losses.append({"loss": loss})
         optimizer.step()

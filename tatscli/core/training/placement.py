@@ -17,12 +17,14 @@ class Placement:
         processes: Processes a machine.
         nodes: Machines.
         precision: Of the networks; the quantiser is float32 always.
+        started_by: What starts the processes; ``tats`` means the first one does, by Lightning.
     """
 
     accelerator: Literal["cpu", "cuda", "mps"]
     processes: int
     nodes: int
     precision: Literal["32-true", "bf16-mixed"]
+    started_by: Literal["tats", "torchrun", "srun"] = "tats"
 
     @property
     def world(self) -> int:

@@ -6,6 +6,7 @@ manual, so clipping, schedules and the count of steps are ours to keep right.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -24,11 +25,16 @@ FINAL_RATE = 0.1
 """Part of the learning rate that is left at the last step of a decaying schedule."""
 
 
+class NotFiniteError(RunError):
+    """A loss or gradient that is no number any more."""
+
+
 class Stage(LightningModule):
     """Base of the two training modules: schedule, clipping, guard against numbers that are none.
 
     Attributes:
         step_operations: Operations of the model in a step of one process; 0 where nobody counted.
+        has_several_optimizers: Whether each has networks of its own.
 
     Args:
         optim: Schedule and clipping.
@@ -36,11 +42,14 @@ class Stage(LightningModule):
         learning_rate: Rate in use, after any published rule.
     """
 
+    has_several_optimizers = False
+
     def __init__(self, optim: OptimConfig, loop: LoopConfig, learning_rate: float) -> None:
         super().__init__()
         self.automatic_optimization = False
         self._optim, self._loop, self.learning_rate = optim, loop, learning_rate
         self._validated: dict[str, Tensor] = {}
+        self._watched: list[tuple[str, Tensor]] = []
         self.step_operations = 0.0
 
     def schedule(self, optimizer: Optimizer, offset: int = 0) -> LambdaLR:
@@ -87,7 +96,7 @@ class Stage(LightningModule):
         """Clip the gradient, the sum of all parts, and let none through that is not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip_grad_norm_(parameters, self._optim.grad_clip or math.inf)
-        self.must_be_finite({"gradient norm": norm})
+        self._must_be_finite(norm)
 
     def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         """The batch in as many equal parts as are accumulated."""
@@ -127,19 +136,37 @@ class Stage(LightningModule):
             self.log(f"val/{name}", total / clips, sync_dist=True)
         self._validated = {}
 
-    def must_be_finite(self, losses: Mapping[str, Tensor]) -> None:
-        """Stop the run where a loss is not a number any more, before it reaches the weights.
+    def watch(self, losses: Mapping[str, Tensor]) -> None:
+        """Have losses looked at before the next step of an optimiser."""
+        self._watched += [(name, loss.detach().float()) for name, loss in losses.items()]
+
+    def _must_be_finite(self, norm: Tensor) -> None:
+        """Stop the run where a number is none any more, before it reaches the weights.
+
+        All ranks stop at the same step, by one look at all numbers, so that a GPU is waited for
+        once.
 
         Raises:
-            RunError: With the step and the term.
+            NotFiniteError: With the step and the terms.
         """
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        if bool(torch.isfinite(values).all()):
+        names, values = zip(*self._watched, ("gradient norm", norm.float()), strict=True)
+        self._watched = []
+        numbers = torch.stack(values)
+        finite = bool(torch.isfinite(numbers).all())
+        if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             return
-        named = zip(losses, values.tolist(), strict=True)
-        bad = ", ".join(f"{name} = {value}" for name, value in named if not math.isfinite(value))
-        raise RunError(
-            f"step {self.global_step}: {bad}; the run stops here, its last checkpoint is sound",
+        named = zip(names, numbers.tolist(), strict=True)
+        bad = {name: value for name, value in named if not math.isfinite(value)}
+        found = [bad]
+        if self.trainer.world_size > 1:
+            found = [bad] * self.trainer.world_size
+            torch.distributed.all_gather_object(found, bad)
+        if not self.trainer.is_global_zero:
+            sys.exit(0)  # the first process says it
+        terms = {name: value for each in reversed(found) for name, value in each.items()}
+        raise NotFiniteError(
+            f"step {self.global_step}: "
+            + ", ".join(f"{name} = {value}" for name, value in terms.items()),
             "continue from it with a lower --learning-rate or a smaller --grad-clip",
         )
 

@@ -79,6 +79,7 @@ class VQGANTraining(Stage):
         shape = (model.image_channels, model.disc_channels, model.disc_layers)
         self.image_discriminator = PatchDiscriminator(2, *shape) if loss.image_gan_weight else None
         self.video_discriminator = PatchDiscriminator(3, *shape) if loss.video_gan_weight else None
+        self.has_several_optimizers = loss.has_discriminators
         self._perceptual = (perceptual,)
         self._disc_loss = DISCRIMINATOR_LOSSES[loss.disc_loss]
         self._used_codes = torch.zeros(model.codes, dtype=torch.bool)
@@ -133,7 +134,7 @@ class VQGANTraining(Stage):
             with optimizers[0].toggle_model(sync_grad=is_last):
                 real, fake, losses, perplexity = self._generator_losses(video, shown, gan_weight)
                 total = torch.stack(list(losses.values())).sum()
-                self.must_be_finite(losses)
+                self.watch(losses)
                 self.manual_backward(total / len(parts))
             if is_last:
                 optimizers[0].step()
@@ -237,7 +238,7 @@ class VQGANTraining(Stage):
                     rights[f"disc_{name}_right"] = 0.5 * (
                         (logits_real > 0).float().mean() + (logits_fake < 0).float().mean()
                     )
-                self.must_be_finite(losses)
+                self.watch(losses)
                 self.manual_backward(torch.stack(list(losses.values())).sum() / len(made))
             figures.append(losses | rights)
         optimizer.step()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_runs import Codes, Run, Train
 
-from tatscli.core.training import engine
+from tatscli.core.training import callbacks, engine
 from tatscli.core.training.callbacks import MetricsFile
 from tatscli.core.training.gpt import GPTTraining
+from tatscli.core.training.vqgan import VQGANTraining
 from tatscli.errors import CheckpointError
 
 GAN = {"image_gan_weight": 1, "video_gan_weight": 1, "disc_start": 2, "disc_warmup": 1}
@@ -152,6 +153,58 @@ def test_a_changed_rate_reaches_the_discriminators(train: Train) -> None:
     assert rates == pytest.approx([4e-3] * 2)
 
 
+@pytest.mark.parametrize("clip", [0, 1])
+def test_a_signal_in_a_validation_leaves_it_and_the_run_makes_up_for_it(
+    train: Train, monkeypatch: pytest.MonkeyPatch, clip: int
+) -> None:
+    whole = train("vqgan", "whole", **VQGAN)
+    original = VQGANTraining.validation_step
+
+    def interrupted(self: Any, batch: Any, batch_index: int) -> None:
+        if self.global_step == 4 and batch_index == clip:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, batch, batch_index)
+
+    monkeypatch.setattr(VQGANTraining, "validation_step", interrupted)
+    stopped = train("vqgan", "parts", **VQGAN)
+    assert (stopped.outcome.step, stopped.outcome.signal) == (4, signal.SIGTERM)
+    assert stopped.last["global_step"] == 4
+    assert stopped.steps("val/loss") == [1]
+    monkeypatch.undo()
+    assert_same_run(train("vqgan", "parts", resume=True, **VQGAN), whole)
+
+
+def test_the_checkpoint_before_the_last_and_every_nth_are_kept(train: Train) -> None:
+    run = train("gpt", train={"checkpoint_every": 4, "keep_every": 3})
+    folder = run.folder / "checkpoints"
+    steps = {file.name: torch.load(file, weights_only=True)["global_step"]
+             for file in folder.iterdir()}  # fmt: skip
+    assert steps.pop("best.ckpt") in (2, 4, 6)
+    assert steps == {
+        "last.ckpt": 6, "previous.ckpt": 4, "step-0000003.ckpt": 3, "step-0000006.ckpt": 6,
+    }  # fmt: skip
+
+
+def test_minutes_save_where_steps_take_long(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def watch(module: Any, step: int) -> None:
+        now[0] += 61.0
+
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    loop = {"checkpoint_every": 100, "checkpoint_minutes": 2.0, "val_check_interval": "100"}
+    saved: list[int] = []
+    original = callbacks.save_atomically
+
+    def save(content: Any, file: Path) -> None:
+        saved.append(content["global_step"])
+        original(content, file)
+
+    monkeypatch.setattr(callbacks, "save_atomically", save)
+    train("gpt", watch=watch, train=loop)
+    assert saved == [2, 4, 6, 6]  # at the end also the best
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_stops_at_the_end_of_the_step(train: Train, number: int) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
@@ -201,7 +254,7 @@ def test_a_write_that_is_interrupted_costs_only_the_steps_since_the_last(
         train("gpt", "parts", train=loop)
     monkeypatch.undo()
     folder = whole.folder.parent / "parts" / "checkpoints"
-    assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
+    assert {file.name for file in folder.iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
     again = train("gpt", "parts", resume=True, train=loop)
     assert again.rows == whole.rows

@@ -1,0 +1,58 @@
+"""Failures of the machine under a computation, as errors that a person can act on."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tatscli.errors import DataError, DeviceError, RunError
+
+_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?(.*?)\.?\s*$", re.S)
+_NO_MEMORY = "can't allocate memory"
+_LOST = re.compile(r"gloo|NCCL|Connection (?:closed|reset) by peer|process group", re.I)
+"""How torch reports that another process of the group does not answer."""
+
+
+@contextmanager
+def explained(less_memory: str, again: str = "") -> Iterator[None]:
+    """Explain memory that ran out, readers that died and processes that were lost.
+
+    Args:
+        less_memory: The options that need less memory.
+        again: What goes on after another process of the run was lost.
+
+    Raises:
+        DeviceError: The device or the machine has too little memory.
+        DataError: A process that read clips died; the message has its number and the signal.
+        RunError: Another process of the run ended.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"out of memory on the GPU: {_first(error)}", less_memory) from error
+    except torch.distributed.DistError as error:
+        raise _lost(error, again) from error
+    except RuntimeError as error:
+        if _NO_MEMORY in str(error):
+            raise DeviceError(f"out of memory: {_first(error)}", less_memory) from error
+        if found := _WORKER.search(str(error)):
+            numbers, end = found.groups()
+            raise DataError(
+                f"process {numbers} that read clips {'was ' if 'by signal' in end else ''}"
+                f"{end.splitlines()[0].rstrip('. ')}",
+                "most often memory ran out (dmesg says so): fewer --workers, or more shared memory "
+                "in a container (--shm-size); --workers 0 reads without such processes",
+            ) from error
+        if _LOST.search(str(error)):
+            raise _lost(error, again) from error
+        raise
+
+
+def _lost(error: Exception, again: str) -> RunError:
+    return RunError(f"another process of this run ended or does not answer: {_first(error)}", again)
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of what torch says, which goes on for lines."""
+    return str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
