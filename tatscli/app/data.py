@@ -14,14 +14,17 @@ from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.check import CheckConfig
 from tatscli.config.data import ClipConfig
 from tatscli.config.synth import SynthConfig
+from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import (
     FRAMES,
+    Address,
     ClipSource,
     FixedClips,
     TrainClips,
     Wanted,
     every_clip,
     grid_length,
+    slots_of,
     sound_of,
     spread_clips,
 )
@@ -46,11 +49,13 @@ class VideoClips:
         index: The videos.
         clip: How clips are cut.
         wanted: What is read of them.
+        max_bad: Largest part of the videos that may be unreadable.
     """
 
     index: VideoIndex
     clip: ClipConfig
     wanted: Wanted = FRAMES
+    max_bad: float = 1.0
 
     @cached_property
     def train(self) -> ClipSource:
@@ -73,9 +78,18 @@ class VideoClips:
         """Videos that are left out."""
         return [*self.index.problems, *self.train.problems, *self.val.problems]
 
+    @cached_property
+    def bad(self) -> BadVideos:
+        """The videos that cannot be read, to which those that cannot be decoded are added."""
+        readable = {entry.path for entry in self.index.entries}
+        # A row of a manifest may be wrong about a video that is not.
+        unreadable = {p.path: p for p in self.index.problems if p.path not in readable}
+        videos = len(readable) + len(unreadable)
+        return BadVideos(self.index.root, videos, self.max_bad, unreadable.values())
+
     def training(self, seed: int, strict: bool) -> TrainClips:
         """Clips with random starts; ``strict``: one that cannot be decoded is an error."""
-        return TrainClips(self.train, seed, strict)
+        return TrainClips(self.train, seed, self.bad, strict)
 
     def spread(self, split: Split, count: int) -> FixedClips:
         """At most so many fixed clips, spread evenly over a split."""
@@ -108,25 +122,30 @@ class VideoClips:
 def open_videos(
     root: Path,
     clip: ClipConfig,
-    strict: bool,
     reporter: Reporter,
     wanted: Wanted = FRAMES,
+    *,
+    strict: bool = False,
+    max_bad: float = 1.0,
 ) -> VideoClips:
     """Index a dataset, naming what is left out.
 
     Args:
         root: The dataset.
         clip: How clips are cut.
-        strict: Whether anything left out is an error.
         reporter: Told about progress and about what is left out.
         wanted: What is read of the clips.
+        strict: Whether anything left out is an error.
+        max_bad: Largest part of the videos that may be unreadable.
 
     Raises:
-        DataError: Nothing usable is left, or ``strict`` and anything would be left out.
+        DataError: Nothing usable is left, too much is unreadable, or ``strict`` and anything would
+            be left out.
     """
     with reporter.task("indexing", "videos") as task:
         index = build_index(root, strict=strict, progress=lambda n, of: task.update(n, of))
-    clips = VideoClips(index, clip, wanted)
+    clips = VideoClips(index, clip, wanted, max_bad)
+    clips.bad.check()
     if clips.problems and strict:
         first = clips.problems[0]
         raise DataError(f"{index.root / first.path}: {first.reason}", "leave out --strict")
@@ -194,13 +213,13 @@ def decodable(clips: FixedClips) -> tuple[FixedClips, list[Problem]]:
     Raises:
         DataError: None can.
     """
-    addresses, problems = [], []
+    addresses: list[Address] = []
+    problems: list[Problem] = []
     for number, address in enumerate(clips.addresses):
         try:
             clips[number]
         except DataError as error:
-            path = clips.source.entries[address.entry].path
-            problems.append(problem_of(clips.source.root, path, error))
+            problems.append(clips.source.problem(address, error))
         else:
             addresses.append(address)
     if not addresses:
@@ -299,7 +318,7 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
             continue
         too_short += [f"{p.path}: {p.reason}" for p in source.problems]
         if split == "train":
-            clips = len(TrainClips(source, 0))
+            clips = slots_of(source)
     double, in_both = _doubles(index.root, usable)
     seconds = {e.path: len(e.info.times) / e.info.rate for e in usable if e.info.rate}
     once = [files[path] for path in sorted(decoded)]

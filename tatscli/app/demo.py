@@ -205,7 +205,7 @@ def _judge(
 ) -> DemoResult:
     vqgan = read_vqgan(stage_one.run)
     clip = vqgan.clip
-    videos = open_videos(folder / "data", clip, False, Silent())
+    videos = open_videos(folder / "data", clip, Silent())
     train, train_labels = _clips(videos, "train", 512)
     held, held_labels = _clips(videos, "val", 128)
     classes = len(videos.index.classes)

@@ -32,12 +32,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def place(compute: DevicesConfig) -> Placement:
+def place(compute: DevicesConfig, *, every_gpu: bool = False) -> Placement:
     """Where the processes of a command are, whoever starts them.
 
     Args:
         compute: What is asked for. Under torchrun and srun, their processes are taken where that
             says nothing.
+        every_gpu: Whether ``auto`` takes all visible GPUs rather than the first.
 
     Raises:
         DeviceError: Fewer devices are visible than asked for, or another number of processes runs;
@@ -60,7 +61,8 @@ def place(compute: DevicesConfig) -> Placement:
         _must_agree(compute, launch, visible if device == "cuda" else None)
         processes = launch.processes
     elif device == "cuda":
-        processes = compute.gpus or (visible if compute.device == "auto" else 1)
+        takes_all = every_gpu and compute.device == "auto"
+        processes = compute.gpus or (visible if takes_all else 1)
     else:
         processes = compute.devices if device == "cpu" else 1
     return Placement(
@@ -74,7 +76,7 @@ def place(compute: DevicesConfig) -> Placement:
 
 def place_training(compute: ComputeConfig) -> Placement:
     """Devices and precision of a training run; see ``place``."""
-    placement = place(compute)
+    placement = place(compute, every_gpu=True)
     return replace(placement, precision=_precision(compute.precision, placement.accelerator))
 
 
@@ -107,12 +109,17 @@ def placement_notes(compute: ComputeConfig, placement: Placement) -> list[str]:
     typed = "sync_batchnorm" in given and given != set(ComputeConfig.model_fields)
     if typed and compute.sync_batchnorm and not _several_gpus(placement):
         notes.append("--sync-batchnorm has no effect without several GPUs")
-    if compute.devices > 1 and placement.accelerator != "cpu":
-        notes.append(
-            f"--devices {compute.devices} has no effect: it counts processes of --device cpu, "
-            f"and this run is on {placement.accelerator}"
-        )
-    return notes
+    return notes + devices_notes(compute, placement)
+
+
+def devices_notes(compute: DevicesConfig, placement: Placement) -> list[str]:
+    """Whether processes on the CPU are asked for elsewhere."""
+    if compute.devices == 1 or placement.accelerator == "cpu":
+        return []
+    return [
+        f"--devices {compute.devices} has no effect: it counts processes of --device cpu, "
+        f"and this run is on {placement.accelerator}"
+    ]
 
 
 def batch_norm_notes(compute: ComputeConfig, placement: Placement) -> list[str]:

@@ -1,18 +1,21 @@
 """Videos to a token dataset, and tokens to videos."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tatscli.app.data import Split, VideoClips, open_videos, problem_of
-from tatscli.app.devices import choose_device
+from tatscli.app.devices import choose_device, devices_notes, place
 from tatscli.app.fitting import (
     clips_for,
     note_other_rate,
@@ -20,29 +23,31 @@ from tatscli.app.fitting import (
     read_sound_vqgan,
     sound_grid,
 )
+from tatscli.app.launch import array_task, is_helper
 from tatscli.app.pictures import DEFAULT_RATE
 from tatscli.app.reporting import Reporter, Silent, Task
+from tatscli.app.tokens import local_tokens, open_tokens
+from tatscli.config.compute import Precision
 from tatscli.config.encode import DecodeConfig, EncodeConfig
-from tatscli.config.sample import Precision
 from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan, save_vqgan
+from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import Clip, FixedClips, Wanted
 from tatscli.core.data.index import Problem
 from tatscli.core.data.tokens import (
     SOUND_FILE,
     VQGAN_FILE,
+    Share,
     SoundTokens,
     TokenDataset,
     TokenHeader,
-    TokenManifest,
     TokenUnit,
     TokenWriter,
-    read_manifest,
-    verify,
 )
 from tatscli.core.data.video import Frames, to_uint8, video_writer
 from tatscli.core.files import claim_empty
 from tatscli.core.models.inference import vqgan_for_inference
 from tatscli.core.models.vqgan import VQGAN
+from tatscli.core.ranks import Rank, each_batch, gathered
 from tatscli.core.sampling.decode import WHOLE_FRAMES, decode_stream, encode_stream
 from tatscli.core.training.placement import choose_workers
 from tatscli.errors import DataError
@@ -58,7 +63,8 @@ class EncodeResult:
 
     Attributes:
         folder: Where it is.
-        training_clips: Clips of the training split.
+        complete: Whether all of it is there, rather than in the hands of other processes.
+        training_clips: Clips of the training split, as far as they are written; so are others.
         validation_clips: Clips of the validation split.
         grid: Latent grid (t, h, w) of a clip.
         codes_used: Codes that occur in the training split.
@@ -70,6 +76,7 @@ class EncodeResult:
     """
 
     folder: Path
+    complete: bool
     training_clips: int
     validation_clips: int
     grid: tuple[int, int, int]
@@ -103,19 +110,32 @@ class DecodeResult:
 def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResult:
     """Encode a dataset; continues an encoding that was interrupted.
 
+    Several processes share the work, those of one command or those of several: each takes shards
+    that nobody else has.
+
     Raises:
         ConfigError: The clips do not fit the VQGAN's downsampling.
-        DataError: Nothing can be encoded, or the folder holds other tokens.
+        DataError: Nothing can be encoded, too much cannot be read, or the folder holds other
+            tokens.
     """
     reporter = reporter or Silent()
-    options = config.encode
-    device = choose_device(config.compute.device)
+    options, precision = config.encode, config.compute.precision
+    placement = place(config.compute)
+    for text in devices_notes(config.compute, placement):
+        reporter.note(text)
     vqgan = of_videos(read_vqgan(options.vqgan))
     clip, grid = clips_for(config.data, vqgan)
     sound = read_sound_vqgan(options.sound_vqgan) if options.sound_vqgan else None
     needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
-    videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
+    videos = open_videos(
+        config.data.data,
+        clip,
+        reporter,
+        wanted,
+        strict=config.data.strict,
+        max_bad=config.data.max_bad,
+    )
     stride = options.stride or clip.sequence_length
     clips = {split: videos.every(split, stride) for split in SPLITS}
     heard = None
@@ -127,40 +147,48 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
             grid=sound_grid(sound, clip.frames),
             missing=config.data.missing_sound,
         )
-    precision = config.compute.precision
     header = _header(videos, clips, vqgan, grid, stride, heard, precision)
     writer = TokenWriter(options.out, header)
-    save_vqgan(TrainedVQGAN(vqgan.model, clip, videos.rate, vqgan.step), options.out / VQGAN_FILE)
-    if sound:
-        save_vqgan(replace(sound, judges={}), options.out / SOUND_FILE)
-        vqgan_for_inference(sound.model, device, precision)
+    if not is_helper():
+        kept = TrainedVQGAN(vqgan.model, clip, videos.rate, vqgan.step)
+        save_vqgan(kept, options.out / VQGAN_FILE)
+        if sound:
+            save_vqgan(replace(sound, judges={}), options.out / SOUND_FILE)
     missing = writer.missing()
-    total = sum(unit.stop - unit.first for unit in missing)
     if len(missing) < len(writer.units):
         reporter.note(f"continuing: {len(writer.units) - len(missing)} shards are there already")
-    exact = deepcopy(vqgan.model) if precision != "float32" and missing else None
-    vqgan_for_inference(vqgan.model, device, precision)
-    if exact:
-        first = missing[0]
-        _note_changed(exact, vqgan.model, clips[first.split], first, precision, reporter)
-        del exact
-    with reporter.task("encoding", "clips", total) as task:
-        done = 0
-        for unit in missing:
-            done = _encode_unit(writer, unit, clips[unit.split], vqgan, sound, config, task, done)
-    manifest = writer.finish()
-    return _summary(options.out, manifest)
+    if precision != "float32" and missing and not is_helper():
+        _note_changed(vqgan.model, clips, missing[0], config, reporter)
+    with reporter.task("encoding", "clips", _clips_in(missing)) as task:
+        encoder = _Encoder(config, writer, clips, videos.bad, vqgan, sound, task)
+        try:
+            each_batch(partial(encoder.start, placement.processes), placement)
+        finally:
+            writer.release()
+        gathered(None)  # the others have written theirs, too
+    if left := len(writer.missing()):
+        reporter.note(
+            f"{left} of {len(writer.units)} shards are in the hands of other processes; the last "
+            "one to end completes the dataset"
+        )
+    elif not is_helper():
+        for problem in _undecodable(writer):
+            videos.bad.add(problem)
+        writer.finish()
+    return _summary(writer)
 
 
 def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None) -> DecodeResult:
-    """Decode a token dataset to one video a clip.
+    """Decode a token dataset, here or elsewhere, to one video a clip.
 
     Raises:
-        DataError: There are no tokens, or another VQGAN is given than they were made with.
+        DataError: There are no tokens, they are damaged or cannot be fetched, or another VQGAN is
+            given than they were made with.
     """
     reporter = reporter or Silent()
     options = config.decode
-    manifest = open_tokens(tokens)
+    tokens = local_tokens(tokens, reporter)
+    manifest = open_tokens(tokens, reporter)
     vqgan = read_vqgan(options.vqgan or tokens)
     check_fingerprint(manifest, vqgan, tokens, options.vqgan)
     claim_empty(options.out, "choose another --out")
@@ -189,23 +217,8 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
     return DecodeResult(options.out, written, frames, size, rate)
 
 
-def open_tokens(folder: Path) -> TokenManifest:
-    """What a token dataset holds, once its shards are found to be as they were written.
-
-    Raises:
-        DataError: It is absent, incomplete or damaged; the message names the first bad shard.
-    """
-    manifest = read_manifest(folder)
-    if damaged := verify(folder):
-        raise DataError(
-            f"{folder}/{damaged[0].path}: {damaged[0].reason}",
-            "run the same 'tats encode' with a new --out folder",
-        )
-    return manifest
-
-
 def check_fingerprint(
-    manifest: TokenManifest, vqgan: TrainedVQGAN, tokens: Path, given: Path | None
+    manifest: TokenHeader, vqgan: TrainedVQGAN, tokens: Path, given: Path | None
 ) -> None:
     """Tokens mean something only to the VQGAN that wrote them.
 
@@ -271,139 +284,223 @@ def _header(
 
 
 def _note_changed(
-    exact: VQGAN,
-    used: VQGAN,
-    clips: FixedClips,
+    model: VQGAN,
+    clips: Mapping[Split, FixedClips],
     unit: TokenUnit,
-    precision: Precision,
+    config: EncodeConfig,
     reporter: Reporter,
 ) -> None:
     """Say how many codes of the first clips are others than in float32."""
-    device = next(used.parameters()).device
-    vqgan_for_inference(exact, device)
-    readable = _Readable(clips, unit)
-    items = [readable[place] for place in range(min(COMPARED, len(readable)))]
-    found = [item for item in items if isinstance(item, Clip)]
+    device, precision = choose_device(config.compute.device), config.compute.precision
+    exact, used = (
+        vqgan_for_inference(deepcopy(model), device, which) for which in ("float32", precision)
+    )
+    stop = min(unit.first + COMPARED, unit.stop)
+    read = _Readable(clips)[_Stretch(unit, unit.first, stop)]
     changed = total = 0
-    for clip in found:
-        video = clip.video[None].to(device)
+    for clip in read.video:
+        video = clip[None].to(device)
         codes, others = encode_stream(exact, video), encode_stream(used, video)
         changed, total = changed + int((codes != others).sum()), total + codes.numel()
     if total:
         reporter.note(
-            f"in {precision} {changed / total:.1%} of the codes of the first {len(found)} clips "
-            "are others than in float32"
+            f"in {precision} {changed / total:.1%} of the codes of the first {len(read.kept)} "
+            "clips are others than in float32"
         )
 
 
-class _Readable(Dataset[Clip | Problem]):
-    """Clips of a unit; one that cannot be decoded is its problem, in its place."""
+class _Stretch(NamedTuple):
+    """Clips of a shard that are read and encoded at once.
 
-    def __init__(self, clips: FixedClips, unit: TokenUnit) -> None:
-        self._clips, self._unit = clips, unit
+    Attributes:
+        unit: The shard.
+        first: The first clip, by its number in the split.
+        stop: The one behind the last.
+    """
 
-    def __len__(self) -> int:
-        return self._unit.stop - self._unit.first
-
-    def __getitem__(self, place: int) -> Clip | Problem:
-        number = self._unit.first + place
-        try:
-            return self._clips[number]
-        except DataError as error:
-            path = self._clips.source.entries[self._clips.addresses[number].entry].path
-            return problem_of(self._clips.source.root, path, error)
+    unit: TokenUnit
+    first: int
+    stop: int
 
 
-def _as_list(items: list[Any]) -> list[Any]:
-    return items
+class _Batch(NamedTuple):
+    """What was read of a stretch.
+
+    Attributes:
+        stretch: Which.
+        kept: Numbers of the clips that could be decoded.
+        labels: Their class ids.
+        video: Their frames, float32 (B, C, T, H, W).
+        sound: Patches of their sound, float32 (B, 1, T, 64, 16), where it is wanted.
+        problems: The other clips.
+    """
+
+    stretch: _Stretch
+    kept: list[int]
+    labels: list[int]
+    video: Tensor
+    sound: Tensor
+    problems: list[Problem]
 
 
-def _encode_unit(
-    writer: TokenWriter,
-    unit: TokenUnit,
-    clips: FixedClips,
-    vqgan: TrainedVQGAN,
-    sound: TrainedVQGAN | None,
-    config: EncodeConfig,
-    task: Task,
-    done: int,
-) -> int:
-    """Encode and write one shard; the number of clips done in all."""
-    device = next(vqgan.model.parameters()).device
-    tokens: list[Tensor] = []
-    heard: list[Tensor] = []
-    kept, labels, problems = [], [], []
-    number = unit.first
-    for batch in _batches(_Readable(clips, unit), config, device):
-        read: list[Clip] = []
-        for item in batch:
-            if isinstance(item, Problem):
-                if config.data.strict:
-                    raise DataError(f"{item.path}: {item.reason}", "leave out --strict")
-                problems.append(item)
-            else:
-                read.append(item)
-                labels.append(item.label)
-                kept.append(number)
-            number += 1
-        if read:
-            videos = torch.stack([clip.video for clip in read])
-            tokens.append(encode_stream(vqgan.model, videos.to(device)).cpu())
-            if sound:
-                patches = torch.stack([clip.sound for clip in read])
-                heard.append(sound.sound_codes(patches.to(device)).cpu())
-        done += len(batch)
-        task.update(done)
-    addresses = [clips.addresses[n] for n in kept]
-    writer.write(
-        unit,
-        _joined(tokens, writer.header.grid),
-        labels,
-        [address.entry for address in addresses],
-        [clips.source.seconds(address) for address in addresses],
-        problems,
-        _joined(heard, writer.header.sound.grid) if writer.header.sound else None,
-    )
-    return done
+class _Readable(Dataset[_Batch]):
+    """Clips by the stretch; one that cannot be decoded is a problem, not an error."""
+
+    def __init__(self, clips: Mapping[Split, FixedClips]) -> None:
+        self._clips = clips
+
+    def __getitem__(self, stretch: _Stretch) -> _Batch:
+        clips = self._clips[stretch.unit.split]
+        read, problems = dict[int, Clip](), list[Problem]()
+        for number in range(stretch.first, stretch.stop):
+            try:
+                read[number] = clips[number]
+            except DataError as error:
+                path = clips.source.entries[clips.addresses[number].entry].path
+                problems.append(problem_of(clips.source.root, path, error))
+        video, sound = (
+            torch.stack(parts) if parts else torch.empty(0)
+            for parts in ([c.video for c in read.values()], [c.sound for c in read.values()])
+        )
+        labels = [clip.label for clip in read.values()]
+        return _Batch(stretch, list(read), labels, video, sound, problems)
+
+
+class _Stretches(Sampler[_Stretch]):
+    """The stretches of the units that this process gets hold of, none of them across two units.
+
+    So the content of a shard does not depend on who writes it, nor after what.
+    """
+
+    def __init__(self, units: Iterable[TokenUnit], size: int) -> None:
+        self._units, self._size = units, size
+
+    def __iter__(self) -> Iterator[_Stretch]:
+        for unit in self._units:
+            for first in range(unit.first, unit.stop, self._size):
+                yield _Stretch(unit, first, min(first + self._size, unit.stop))
+
+
+class _Shard:
+    """What is known of a shard under way, clip by clip in order."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Tensor] = []
+        self.sound: list[Tensor] = []
+        self.kept: list[int] = []
+        self.labels: list[int] = []
+        self.problems: list[Problem] = []
+
+
+class _Encoder:
+    """Encodes and writes in one process what others read beside it."""
+
+    def __init__(
+        self,
+        config: EncodeConfig,
+        writer: TokenWriter,
+        clips: Mapping[Split, FixedClips],
+        bad: BadVideos,
+        vqgan: TrainedVQGAN,
+        sound: TrainedVQGAN | None,
+        task: Task,
+    ) -> None:
+        self._config, self._writer, self._clips, self._bad = config, writer, clips, bad
+        self._vqgan, self._sound, self._task = vqgan, sound, task
+        self._shard = _Shard()
+        self._to_write = _clips_in(writer.missing())
+        self._written = 0
+
+    def start(
+        self, processes: int, rank: Rank
+    ) -> tuple[Iterable[_Batch], Callable[[_Batch], None]]:
+        """The batches of one of so many processes of a machine, and what it does with each."""
+        self._device, precision = rank.device, self._config.compute.precision
+        for trained in filter(None, (self._vqgan, self._sound)):
+            vqgan_for_inference(trained.model, rank.device, precision)
+        options, (task, tasks) = self._config.encode, array_task()
+        share = Share(task * rank.world + rank.number, tasks * rank.world)
+        batches: DataLoader[_Batch] = DataLoader(
+            _Readable(self._clips),
+            sampler=_Stretches(self._writer.claims(share), options.batch_size),
+            batch_size=None,
+            num_workers=choose_workers(rank.device.type, options.workers, processes),
+            pin_memory=rank.device.type == "cuda",
+        )
+        return batches, self._encode
+
+    def _encode(self, batch: _Batch) -> None:
+        shard, (unit, _, stop) = self._shard, batch.stretch
+        for problem in batch.problems:
+            if self._config.data.strict:
+                raise DataError(f"{problem.path}: {problem.reason}", "leave out --strict")
+            self._bad.add(problem)
+        shard.problems += batch.problems
+        shard.kept += batch.kept
+        shard.labels += batch.labels
+        if batch.kept:
+            video = batch.video.to(self._device, non_blocking=True)
+            shard.tokens.append(encode_stream(self._vqgan.model, video).cpu())
+            if self._sound:
+                patches = batch.sound.to(self._device, non_blocking=True)
+                shard.sound.append(self._sound.sound_codes(patches).cpu())
+        self._task.update(self._written + stop - unit.first)
+        if stop == unit.stop:
+            self._write(unit)
+            # What others wrote counts, too.
+            self._written = self._to_write - _clips_in(self._writer.missing())
+            self._task.update(self._written)
+
+    def _write(self, unit: TokenUnit) -> None:
+        shard, header, clips = self._shard, self._writer.header, self._clips[unit.split]
+        addresses = [clips.addresses[number] for number in shard.kept]
+        self._writer.write(
+            unit,
+            _joined(shard.tokens, header.grid),
+            shard.labels,
+            [address.entry for address in addresses],
+            [clips.source.seconds(address) for address in addresses],
+            shard.problems,
+            _joined(shard.sound, header.sound.grid) if header.sound else None,
+        )
+        self._shard = _Shard()
+
+
+def _clips_in(units: Iterable[TokenUnit]) -> int:
+    return sum(unit.stop - unit.first for unit in units)
 
 
 def _joined(parts: list[Tensor], grid: tuple[int, int, int]) -> Tensor:
     return torch.cat(parts) if parts else torch.empty((0, *grid), dtype=torch.long)
 
 
-def _batches(
-    clips: _Readable, config: EncodeConfig, device: torch.device
-) -> Iterator[list[Clip | Problem]]:
-    loader: DataLoader[Clip | Problem] = DataLoader(
-        clips,
-        batch_size=config.encode.batch_size,
-        num_workers=choose_workers(device.type, config.encode.workers),
-        collate_fn=_as_list,
-    )
-    return iter(loader)
+def _undecodable(writer: TokenWriter) -> list[Problem]:
+    """The clips that could not be decoded, of all shards that are written."""
+    return [problem for shard in writer.written().values() for problem in shard.problems]
 
 
-def _summary(folder: Path, manifest: TokenManifest) -> EncodeResult:
-    counts = {s: sum(shard.n for shard in manifest.shards[s]) for s in SPLITS}
-    if not counts["train"]:
-        raise DataError(f"{folder}: no training clip could be encoded")
-    held = TokenDataset(folder, "train")
-    used = torch.zeros(manifest.codes, dtype=torch.bool)
-    for number in range(len(held)):
-        used[held[number].tokens.flatten()] = True
-    problems = [
-        *manifest.problems,
-        *(p for s in SPLITS for x in manifest.shards[s] for p in x.problems),
-    ]
+def _summary(writer: TokenWriter) -> EncodeResult:
+    header, written = writer.header, writer.written()
+    counts = {s: sum(shard.n for u, shard in written.items() if u.split == s) for s in SPLITS}
+    complete = len(written) == len(writer.units)
+    if complete and not counts["train"]:
+        raise DataError(f"{writer.folder}: no training clip could be encoded")
+    used = np.zeros(header.codes, bool)
+    for unit in () if is_helper() else written:
+        if unit.split == "train":
+            with safe_open(writer.folder / f"{unit.name}.safetensors", "numpy") as shard:
+                used[shard.get_tensor("tokens").ravel()] = True
+    problems = [*header.problems, *_undecodable(writer)]
     return EncodeResult(
-        folder=folder,
+        folder=writer.folder,
+        complete=complete,
         training_clips=counts["train"],
         validation_clips=counts["val"],
-        grid=manifest.grid,
+        grid=header.grid,
         codes_used=int(used.sum()),
-        codes=manifest.codes,
-        vqgan=manifest.fingerprint,
-        sound_grid=manifest.sound.grid if manifest.sound else None,
-        captioned=sum(bool(captions) for captions in manifest.captions.get("train", ())),
+        codes=header.codes,
+        vqgan=header.fingerprint,
+        sound_grid=header.sound.grid if header.sound else None,
+        captioned=sum(bool(captions) for captions in header.captions.get("train", ())),
         skipped=[f"{p.path}: {p.reason}" for p in problems],
     )

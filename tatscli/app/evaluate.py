@@ -1,26 +1,35 @@
 """Evaluation: Fréchet and kernel video distance between two folders of videos."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from tatscli.app.data import name_problems, problem_of
-from tatscli.app.devices import choose_device
+from tatscli.app.devices import devices_notes, place
 from tatscli.app.reporting import Reporter, Silent, Task
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDConfig, FVDOptions
 from tatscli.config.files import from_arguments
 from tatscli.core import weights
+from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import Address, ClipSource
 from tatscli.core.data.index import Problem, VideoEntry, build_index
 from tatscli.core.data.video import Frames, read_frames
 from tatscli.core.metrics.features import PROTOCOLS, video_features
 from tatscli.core.metrics.frechet import frechet_distance, kernel_distance
-from tatscli.core.models.i3d import I3D, load_i3d, random_i3d
+from tatscli.core.models.i3d import CLASSES, I3D, load_i3d, random_i3d
+from tatscli.core.ranks import Rank, each_batch, gathered
+from tatscli.core.training.placement import choose_workers
 from tatscli.errors import DataError
 
 LISTING = "samples.json"
@@ -93,7 +102,8 @@ def fvd(
     """
     config = from_arguments(
         FVDConfig,
-        fvd={"protocol": protocol, "frames": frames, "resolution": resolution},
+        # Where processes are spawned, those that read would import the calling script.
+        fvd={"protocol": protocol, "frames": frames, "resolution": resolution, "workers": 0},
         compute={"device": device},
     )
     return evaluate_fvd(Path(real), Path(fake), config).value
@@ -111,6 +121,8 @@ def evaluate_fvd(
 ) -> FVDResult:
     """Compare two folders.
 
+    Several processes, where there are, share the videos; the result is that of one.
+
     Args:
         real: Folder of real videos or frame folders.
         fake: Folder of samples; where it holds a listing of them, nothing else in it is read.
@@ -120,10 +132,16 @@ def evaluate_fvd(
         real_stride: Keep every n-th frame of the real videos.
         real_rate: Frames per second at which they are read, before that, where the settings have
             no rate for both sides; 0 keeps their own.
+
+    Raises:
+        CheckpointError: The file of the network is not there.
+        DataError: The sides do not compare, or too few videos can be read.
     """
     reporter = reporter or Silent()
     options = config.fvd
-    device = choose_device(config.compute.device)
+    placement = place(config.compute)
+    for text in devices_notes(config.compute, placement):
+        reporter.note(text)
     model = _network(options)
     sides = [
         _Side(real, options, real_stride, options.frame_rate or real_rate, reporter),
@@ -133,18 +151,11 @@ def evaluate_fvd(
         _compare_rates(sides, reporter)
     if not options.resolution:
         _check_sizes(sides)
-    features = []
+    with reporter.task("features", "videos", sum(map(len, sides))) as task:
+        extractor = _Extractor(model, config, sides, task)
+        each_batch(partial(extractor.start, placement.processes), placement)
+        features = extractor.features()
     for side in sides:
-        with reporter.task(f"features of {side.root}", "videos", len(side)) as task:
-            found = video_features(
-                model,
-                PROTOCOLS[options.protocol],
-                side.clips(task),
-                options.batch_size,
-                device,
-                config.compute.precision,
-            )
-        features.append(found)
         name_problems(side.undecodable, reporter)
     counts = [len(found) for found in features]
     if options.features == "random":
@@ -198,9 +209,11 @@ class _Side:
         )
         self._source = ClipSource(whole, index.root, clip)
         self.left_out = [*unread, *self._source.problems]
+        self._bad = BadVideos(index.root, len(videos) + len(unread), options.max_bad, unread)
         if options.strict and self.left_out:
             first = self.left_out[0]
             raise DataError(f"{root}/{first.path}: {first.reason}", "leave out --strict")
+        self._bad.check()
         name_problems(self.left_out, reporter)
         order = sorted(range(len(self._source.entries)), key=lambda i: self._chance(i, "which"))
         chosen = order[: options.limit] if options.limit else order
@@ -221,28 +234,141 @@ class _Side:
         own = [entry.info.rate for entry in self.entries if entry.kind == "file"]
         return (clip.frame_rate or (median(own) if own else 0.0)) / clip.sample_every_n_frames
 
-    def clips(self, task: Task) -> Iterator[Frames]:
-        """One clip of each video; what cannot be decoded is left out and kept by name."""
-        for done, number in enumerate(self._chosen, 1):
-            entry = self._source.entries[number]
-            start = int(self._chance(number, "start") * self._source.starts[number])
-            indices = self._source.frames(Address(number, start))
-            path = self._source.root / entry.path
-            try:
-                yield read_frames(path, entry.info, indices, self._options.resolution or None)
-            except DataError as error:
-                if self._options.strict:
-                    raise
-                problem = problem_of(self._source.root, entry.path, error)
-                self.undecodable.append(problem)
-                self.left_out.append(problem)
-            task.update(done)
+    def read(self, place: int) -> Frames | Problem:
+        """The clip of one video in use, or why it cannot be decoded."""
+        number = self._chosen[place]
+        entry, root = self._source.entries[number], self._source.root
+        start = int(self._chance(number, "start") * self._source.starts[number])
+        indices = self._source.frames(Address(number, start))
+        try:
+            resolution = self._options.resolution or None
+            return read_frames(root / entry.path, entry.info, indices, resolution)
+        except DataError as error:
+            return problem_of(root, entry.path, error)
+
+    def tolerate(self, problem: Problem) -> None:
+        """Go on without a video that cannot be decoded.
+
+        Raises:
+            DataError: Nothing may be left out, or not so much.
+        """
+        if self._options.strict:
+            raise DataError(f"{self.root}/{problem.path}: {problem.reason}", "leave out --strict")
+        self._bad.add(problem)
+
+    def leave_out(self, problem: Problem) -> None:
+        """Keep the name of a video that cannot be decoded; see ``tolerate``."""
+        self.tolerate(problem)
+        self.undecodable.append(problem)
+        self.left_out.append(problem)
 
     def _chance(self, number: int, purpose: str) -> float:
         """A number in [0, 1) fixed by seed and path, whatever the order of the listing."""
         path = self._source.entries[number].path
         key = f"{self._options.seed}\0{purpose}\0{path}".encode()
         return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") / 2**64
+
+
+class _Stretch(NamedTuple):
+    """Videos that are read and computed at once: places `first` to `stop` (excluded) of a side.
+
+    They are the same whatever the number of processes, so that features are, to the last bit.
+    """
+
+    side: int
+    first: int
+    stop: int
+
+
+class _Batch(NamedTuple):
+    """What was read of a stretch: clips uint8 (B, T, H, W, 3), and the videos it lacks."""
+
+    stretch: _Stretch
+    clips: Tensor
+    problems: list[Problem]
+
+
+class _Found(NamedTuple):
+    """What is known of a stretch: features float32 (B, 400), and the videos it lacks."""
+
+    stretch: _Stretch
+    features: Tensor
+    problems: list[Problem]
+
+
+class _Readable(Dataset[_Batch]):
+    """The clips of both sides, by the stretch."""
+
+    def __init__(self, sides: Sequence[_Side], stretches: Sequence[_Stretch]) -> None:
+        self._sides, self._stretches = sides, stretches
+
+    def __len__(self) -> int:
+        return len(self._stretches)
+
+    def __getitem__(self, number: int) -> _Batch:
+        stretch = self._stretches[number]
+        side = self._sides[stretch.side]
+        read = [side.read(place) for place in range(stretch.first, stretch.stop)]
+        problems = [item for item in read if isinstance(item, Problem)]
+        clips = [item for item in read if not isinstance(item, Problem)]
+        stacked = torch.from_numpy(np.stack(clips)) if clips else torch.empty(0)
+        return _Batch(stretch, stacked, problems)
+
+
+class _Extractor:
+    """Computes features in one process while others read for it."""
+
+    def __init__(self, model: I3D, config: FVDConfig, sides: Sequence[_Side], task: Task) -> None:
+        self._model, self._config, self._sides, self._task = model, config, sides, task
+        size = config.fvd.batch_size
+        self._stretches = [
+            _Stretch(number, first, min(first + size, len(side)))
+            for number, side in enumerate(sides)
+            for first in range(0, len(side), size)
+        ]
+        self._found: list[_Found] = []
+        self._done, self._total = 0, sum(map(len, sides))
+
+    def start(
+        self, processes: int, rank: Rank
+    ) -> tuple[Iterable[_Batch], Callable[[_Batch], None]]:
+        """The batches of one of so many processes of a machine, and what it does with each."""
+        self._rank = rank
+        batches: DataLoader[_Batch] = DataLoader(
+            _Readable(self._sides, self._stretches[rank.number :: rank.world]),
+            batch_size=None,
+            num_workers=choose_workers(rank.device.type, self._config.fvd.workers, processes),
+            pin_memory=rank.device.type == "cuda",
+        )
+        return batches, self._compute
+
+    def features(self) -> list[Tensor]:
+        """Features of each side, (N, 400) in the order of its videos, from all processes."""
+        found = sorted(found for part in gathered(self._found) for found in part)
+        for stretch, _, problems in found:
+            for problem in problems:
+                self._sides[stretch.side].leave_out(problem)
+        return [
+            torch.cat([torch.empty(0, CLASSES), *(f for s, f, _ in found if s.side == number)])
+            for number in range(len(self._sides))
+        ]
+
+    def _compute(self, batch: _Batch) -> None:
+        config, stretch = self._config, batch.stretch
+        for problem in batch.problems:
+            self._sides[stretch.side].tolerate(problem)
+        features = video_features(
+            self._model,
+            PROTOCOLS[config.fvd.protocol],
+            batch.clips.numpy(),
+            config.fvd.batch_size,
+            self._rank.device,
+            config.compute.precision,
+        )
+        self._found.append(_Found(stretch, features, batch.problems))
+        # The others are about as far.
+        self._done += (stretch.stop - stretch.first) * self._rank.world
+        self._task.update(min(self._done, self._total))
 
 
 def read_listing(folder: Path) -> list[dict[str, Any]]:

@@ -69,3 +69,15 @@ def is_helper() -> bool:
 def rank() -> int:
     """The number of this process, as far as the environment tells."""
     return max(int(os.environ.get(name, 0)) for name in _RANKS)
+
+
+def array_task() -> tuple[int, int]:
+    """The number of this task of a SLURM job array, from 0, and how many there are; else (0, 1)."""
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:
+        return 0, 1
+    number, first, last, step = (
+        int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("ID", 0), ("MIN", 0), ("MAX", 0), ("STEP", 1))
+    )
+    count = max(1, (last - first) // step + 1)
+    return (number - first) // step % count, count

@@ -69,7 +69,7 @@ def judge_classes(
     size = min(first.width, first.height, LARGEST_SIDE)
     clip = ClipConfig(resolution=size, sequence_length=config.frames, frame_rate=config.frame_rate)
     try:
-        videos = open_videos(real, clip, False, reporter)
+        videos = open_videos(real, clip, reporter)
     except DataError as error:  # clips are as long as --frames here
         hint = error.hint.replace("--sequence-length", "--frames")
         raise DataError(error.message, hint) from None

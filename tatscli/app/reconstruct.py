@@ -104,7 +104,14 @@ def evaluate_vqgan(
             input="sound" if trained.is_of_sound else "video",
             needs_sound=config.data.missing_sound == "skip",
         )
-        videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
+        videos = open_videos(
+            config.data.data,
+            clip,
+            reporter,
+            wanted,
+            strict=config.data.strict,
+            max_bad=config.data.max_bad,
+        )
         scores = _score(trained, videos, config, reporter)
     if not config.eval.time:
         return VQGANEvalResult(checkpoint, trained.step, scores, None, "")

@@ -2,7 +2,7 @@
 
 ``config.yaml`` is the resolved config, written before the first step; ``run.json`` holds versions,
 command, hardware and status; beside them ``checkpoints/``, ``metrics.csv``, TensorBoard events in
-``events/`` and pictures in ``samples/``.
+``events/``, pictures in ``samples/`` and, where there are any, ``bad_videos.jsonl``.
 """
 
 import json

@@ -15,13 +15,8 @@ from tatscli.app.asked import Asked, window_condition
 from tatscli.app.pictures import DEFAULT_RATE
 from tatscli.app.reporting import Reporter, Silent, Task
 from tatscli.app.run import RunFolder
-from tatscli.config.sample import (
-    FilterConfig,
-    LongFilterConfig,
-    Precision,
-    SampleConfig,
-    WindowConfig,
-)
+from tatscli.config.compute import Precision
+from tatscli.config.sample import FilterConfig, LongFilterConfig, SampleConfig, WindowConfig
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, find_checkpoint, read_gpt
 from tatscli.core.memory import free_memory
 from tatscli.core.models.gpt import GPT, sequence_bytes

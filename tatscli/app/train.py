@@ -38,6 +38,7 @@ from tatscli.config.files import read_layer, resolve
 from tatscli.config.train import AUTO, ComputeConfig, GPTTrainConfig, VQGANTrainConfig
 from tatscli.core import weights
 from tatscli.core.checkpoint import read_gpt, read_vqgan
+from tatscli.core.data.bad import BAD_VIDEOS, BadVideos
 from tatscli.core.data.clips import Clip, Wanted
 from tatscli.core.data.tokens import TokenClip
 from tatscli.core.models.perceptual import LPIPS
@@ -93,6 +94,7 @@ class Job:
         clips: What it is trained on.
         content: The same, to be recognised.
         draw: Draws pictures of the module into files of a number.
+        bad: The videos that cannot be read, where it is trained on videos.
     """
 
     config: StageConfig
@@ -100,6 +102,7 @@ class Job:
     clips: Clips
     content: Content
     draw: Callable[[Any, Path, str], None]
+    bad: BadVideos | None
 
 
 def train_vqgan(
@@ -164,6 +167,8 @@ def _train(
     else:
         run = RunFolder.create(job.config.folder, anew=anew)
     run.write_config(job.config)
+    if job.bad:
+        job.bad.keep(run.path / BAD_VIDEOS)
     clips, loop = job.clips, job.config.train
     steps = epoch_steps(clips, loop, placement)
     parameters = sum(p.numel() for p in getattr(job.module, kind).parameters())
@@ -221,7 +226,9 @@ def _vqgan_job(
     data = config.data
     is_sound = data.input == "sound"
     wanted = Wanted(input=data.input, needs_sound=data.missing_sound == "skip")
-    videos = open_videos(data.data, data, data.strict, reporter, wanted)
+    videos = open_videos(
+        data.data, data, reporter, wanted, strict=data.strict, max_bad=data.max_bad
+    )
     if is_sound:
         must_be_heard(videos, "--input sound")
     clips = video_clips(videos, config, reporter)
@@ -245,7 +252,7 @@ def _vqgan_job(
         else:
             save_reconstructions(video, made, stem, rate)
 
-    return Job(config, module, clips, videos_content(videos), draw)
+    return Job(config, module, clips, videos_content(videos), draw, videos.bad)
 
 
 def _gpt_job(config: GPTTrainConfig, source: Path | None, _: Placement, reporter: Reporter) -> Job:
@@ -283,7 +290,7 @@ def _gpt_job(config: GPTTrainConfig, source: Path | None, _: Placement, reporter
         config.train.seed,
         held_out(clips, PICTURED_CLIPS),
     )
-    return Job(config, module, clips, material.content, draw)
+    return Job(config, module, clips, material.content, draw, material.bad)
 
 
 def _draw_samples(
@@ -411,7 +418,7 @@ def _check_unchanged(config: TrainConfig, run: RunFolder) -> None:
         f"{section}.{name}: {old} -> {now[section][name]}"
         for section in ("data", "model", "loss")
         for name, old in stored[section].items()
-        if name not in ("data", "strict") and now[section][name] != old
+        if name not in ("data", "strict", "max_bad") and now[section][name] != old
     ]
     changed += [
         f"train.{name}: {stored['train'][name]} -> {now['train'][name]}"

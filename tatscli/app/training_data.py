@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import Subset
 
 from tatscli.app.data import VideoClips, decodable, name_problems, open_videos, spread
-from tatscli.app.encode import SPLITS, check_fingerprint, open_tokens
+from tatscli.app.encode import SPLITS, check_fingerprint
 from tatscli.app.fitting import (
     check_sound_vqgan,
     check_tokenizer,
@@ -19,12 +19,23 @@ from tatscli.app.fitting import (
     read_sound_vqgan,
 )
 from tatscli.app.reporting import Reporter
-from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
+from tatscli.app.stream import Stream, find_stream
+from tatscli.app.tokens import local_tokens, open_tokens
+from tatscli.config.train import GPTTrainConfig, LoopConfig, VQGANTrainConfig
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, read_vqgan
+from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import Wanted
 from tatscli.core.data.index import VideoEntry
+from tatscli.core.data.remote import remote_url
+from tatscli.core.data.stream import StreamManifest
 from tatscli.core.data.text import TextTokenizer, read_tokenizer, train_tokenizer
-from tatscli.core.data.tokens import SOUND_FILE, TokenDataset, TokenManifest, is_token_dataset
+from tatscli.core.data.tokens import (
+    SOUND_FILE,
+    TokenDataset,
+    TokenHeader,
+    TokenManifest,
+    is_token_dataset,
+)
 from tatscli.core.training.engine import Clips
 from tatscli.errors import ConfigError, DataError
 
@@ -69,6 +80,7 @@ class GPTMaterial(NamedTuple):
         classes: Names of the classes, in the order of their ids.
         text: The tokenizer of the captions, where they are a condition.
         sound: The VQGAN of the sound, where it is a condition.
+        bad: The videos that cannot be read, where there are videos.
     """
 
     vqgan: TrainedVQGAN
@@ -77,10 +89,11 @@ class GPTMaterial(NamedTuple):
     classes: tuple[str, ...]
     text: TextTokenizer | None
     sound: TrainedVQGAN | None
+    bad: BadVideos | None = None
 
 
 def gpt_material(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) -> GPTMaterial:
-    """Open videos or a token dataset, with the VQGAN that makes codes of them.
+    """Open videos, a token dataset or a stream, with the VQGAN that makes codes of them.
 
     Args:
         config: Settled.
@@ -98,8 +111,12 @@ def gpt_material(config: GPTTrainConfig, start: GPTStart | None, reporter: Repor
     ):
         if given and kind not in config.model.conditions:
             reporter.note(f"{option} has no effect without --condition {kind}")
-    if is_token_dataset(config.data.data):
-        material = _tokens(config, start, reporter)
+    if stream := find_stream(config.data.data, reporter):
+        material = _tokens(config, start, reporter, stream)
+    elif remote_url(config.data.data) or is_token_dataset(config.data.data):
+        folder = local_tokens(config.data.data, reporter)
+        encoded = _TokenFolder(folder, open_tokens(folder, reporter))
+        material = _tokens(config, start, reporter, encoded)
     else:
         material = _videos(config, start, reporter)
     if "label" in config.model.conditions and not material.classes:
@@ -127,24 +144,48 @@ def _videos(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
         sound = _sound_vqgan(config, start)
     needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
-    videos = open_videos(config.data.data, clip, config.data.strict, reporter, wanted)
+    videos = open_videos(
+        config.data.data,
+        clip,
+        reporter,
+        wanted,
+        strict=config.data.strict,
+        max_bad=config.data.max_bad,
+    )
     if sound:
         must_be_heard(videos, f"--condition {config.model.condition}")
         note_other_rate(sound, videos.rate, reporter)
     trained, classes = videos.train.entries, videos.index.classes
     labels = [entry.label for entry in videos.index.entries]
-    _note_unlabelled(labels, classes, config, start, reporter)
+    bare = sum(label < 0 for label in labels)
+    _note_unlabelled(bare, len(labels), classes, config, start, reporter)
     text = _tokenizer(config, start, [entry.captions for entry in trained], reporter)
     if text:
         videos = replace(videos, wanted=wanted._replace(text=text.encode))
     clips = video_clips(videos, config, reporter)
     vqgan = replace(vqgan, clip=clip, rate=videos.rate)
-    return GPTMaterial(vqgan, clips, videos_content(videos), classes, text, sound)
+    return GPTMaterial(vqgan, clips, videos_content(videos), classes, text, sound, videos.bad)
 
 
-def _tokens(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) -> GPTMaterial:
-    folder = config.data.data
-    manifest = open_tokens(folder)
+class _TokenFolder(NamedTuple):
+    """A token dataset, as ``Stream`` is one."""
+
+    folder: Path
+    manifest: TokenManifest
+
+    def clips(self, wanted: Wanted, loop: LoopConfig) -> tuple[Clips, int]:
+        train, held = (TokenDataset(self.folder, split, wanted) for split in SPLITS)
+        clips = Clips(train, len(train), Subset(held, spread(len(held), loop.val_clips)))
+        return clips, sum(int((split.labels < 0).sum()) for split in (train, held))
+
+
+def _tokens(
+    config: GPTTrainConfig,
+    start: GPTStart | None,
+    reporter: Reporter,
+    encoded: _TokenFolder | Stream,
+) -> GPTMaterial:
+    folder, manifest = encoded.folder, encoded.manifest
     _check_geometry(config, manifest)
     source = start.source if start else config.vqgan
     vqgan = start.gpt.vqgan if start else read_vqgan(source or folder)
@@ -154,20 +195,19 @@ def _tokens(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
     vqgan = replace(vqgan, clip=manifest.clip, rate=rate)
     sound = None
     if "sound" in config.model.conditions:
-        sound = _sound_of_tokens(config, start, manifest)
+        sound = _sound_of_tokens(config, start, encoded)
     text = _tokenizer(config, start, manifest.captions.get("train", ()), reporter)
     wanted = Wanted(text=text.encode if text else None, sound=sound is not None)
-    train, held = (TokenDataset(folder, split, wanted) for split in SPLITS)
-    labels = [*train.labels.tolist(), *held.labels.tolist()]
-    _note_unlabelled(labels, manifest.classes, config, start, reporter)
-    chosen = spread(len(held), config.train.val_clips)
-    clips = Clips(train, len(train), Subset(held, chosen))
+    clips, bare = encoded.clips(wanted, config.train)
+    entries = sum(shard.n for shards in manifest.shards.values() for shard in shards)
+    _note_unlabelled(bare, entries, manifest.classes, config, start, reporter)
     content = _tokens_content(manifest, text is not None)
     return GPTMaterial(vqgan, clips, content, manifest.classes, text, sound)
 
 
 def _note_unlabelled(
-    labels: Sequence[int],
+    bare: int,
+    entries: int,
     classes: tuple[str, ...],
     config: GPTTrainConfig,
     start: GPTStart | None,
@@ -178,17 +218,16 @@ def _note_unlabelled(
     Raises:
         ConfigError: The weights that the GPT starts from have no id for that.
     """
-    bare = sum(label < 0 for label in labels)
     if "label" not in config.model.conditions or not classes or not bare:
         return
     part = start.gpt.model.config.condition.part("label") if start else None
     if start and part and part.null_id < 0:
         raise ConfigError(
-            f"{bare} of {len(labels)} entries of {config.data.data} have no class, and "
+            f"{bare} of {entries} entries of {config.data.data} have no class, and "
             f"{start.source} has no id for none",
             "give every video a class, or train a new GPT without --init",
         )
-    reporter.note(f"{bare} of {len(labels)} entries have no class and are learnt without")
+    reporter.note(f"{bare} of {entries} entries have no class and are learnt without")
 
 
 def _tokenizer(
@@ -255,10 +294,10 @@ def _sound_vqgan(config: GPTTrainConfig, start: GPTStart | None) -> TrainedVQGAN
 
 
 def _sound_of_tokens(
-    config: GPTTrainConfig, start: GPTStart | None, manifest: TokenManifest
+    config: GPTTrainConfig, start: GPTStart | None, encoded: _TokenFolder | Stream
 ) -> TrainedVQGAN:
     """The VQGAN that the sound of a token dataset was encoded with."""
-    folder = config.data.data
+    folder, manifest = encoded.folder, encoded.manifest
     if manifest.sound is None:
         raise ConfigError(
             f"--condition {config.model.condition}, but {folder} holds no sound",
@@ -295,7 +334,7 @@ def must_be_heard(videos: VideoClips, asked: str) -> None:
         )
 
 
-def _check_geometry(config: GPTTrainConfig, manifest: TokenManifest) -> None:
+def _check_geometry(config: GPTTrainConfig, manifest: TokenHeader) -> None:
     """Geometry options must agree with the tokens, which are cut already."""
     for name in ("resolution", "sequence_length", "frame_rate", "sample_every_n_frames"):
         asked, held = getattr(config.data, name), getattr(manifest.clip, name)
@@ -317,7 +356,7 @@ def video_clips(videos: VideoClips, config: StageConfig, reporter: Reporter) -> 
     """Training clips, and those validation clips that can be decoded.
 
     Raises:
-        DataError: None can be, or one cannot and that is an error by the settings.
+        DataError: None can be, or more cannot than the settings allow.
     """
     train = videos.training(config.train.seed, config.data.strict)
     # Validation has no clips to spare: one that breaks hours into the run would end it.
@@ -326,6 +365,8 @@ def video_clips(videos: VideoClips, config: StageConfig, reporter: Reporter) -> 
         first = problems[0]
         raise DataError(f"{videos.index.root}/{first.path}: {first.reason}", "leave out --strict")
     name_problems(problems, reporter)
+    for problem in problems:
+        videos.bad.add(problem)
     return Clips(train, len(train), held)
 
 
@@ -349,7 +390,7 @@ def videos_content(videos: VideoClips) -> Content:
     return Content(_digest(names), f"{len(entries)} videos of {frames} frames in all")
 
 
-def _tokens_content(manifest: TokenManifest, reads: bool) -> Content:
+def _tokens_content(manifest: TokenManifest | StreamManifest, reads: bool) -> Content:
     """Checksums of the training shards, and the captions where they are learnt."""
     shards = manifest.shards["train"]
     clips = sum(shard.n for shard in shards)

@@ -9,6 +9,7 @@ import typer
 from tatscli import __version__
 from tatscli.cli import (
     bench,
+    ckpt,
     console,
     data,
     demo,
@@ -17,6 +18,7 @@ from tatscli.cli import (
     gpt,
     port,
     sample,
+    tokens,
     vqgan,
     weights,
 )
@@ -63,11 +65,13 @@ app.add_typer(demo.app)
 app.add_typer(data.app, name="data", rich_help_panel="Pipeline")
 app.add_typer(vqgan.app, name="vqgan", rich_help_panel="Pipeline")
 app.add_typer(encode.app)
+app.add_typer(tokens.app, name="tokens", rich_help_panel="Pipeline")
 app.add_typer(gpt.app, name="gpt", rich_help_panel="Pipeline")
 app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
 app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
 app.add_typer(port.app)
 app.add_typer(bench.app)
+app.add_typer(ckpt.app, name="ckpt", rich_help_panel="Housekeeping")
 app.add_typer(weights.app, name="weights", rich_help_panel="Housekeeping")
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from tatscli.config.base import Config
-from tatscli.config.sample import InferenceConfig
+from tatscli.config.compute import InferenceConfig
 
 StageName = Literal[
     "read",

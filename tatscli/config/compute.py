@@ -1,4 +1,4 @@
-"""Where a command computes, on one device or several."""
+"""Where a command computes."""
 
 from typing import Literal
 
@@ -6,15 +6,34 @@ from pydantic import Field
 
 from tatscli.config.base import Config
 
+Precision = Literal["float32", "bf16"]
+"""Arithmetic of a model that is used; float32 is the reference."""
 
-class DevicesConfig(Config):
+
+class DeviceConfig(Config):
     """Machine."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device; auto takes every visible GPU, else the CPU."""
+    """Device; auto takes the first GPU, else the CPU."""
+
+
+class InferenceConfig(DeviceConfig):
+    """Machine."""
+
+    precision: Precision = "float32"
+    """Arithmetic of the networks; bf16 is less exact, and faster where the machine can do it."""
+
+
+class DevicesConfig(DeviceConfig):
+    """Machine."""
+
     gpus: int = Field(0, ge=0)
     """CUDA devices of each machine; 0 leaves the choice to the device option."""
     devices: int = Field(1, ge=1)
     """Processes on the CPU, for trying what several devices do without GPUs."""
     nodes: int = Field(1, ge=1)
     """Machines; under torchrun and SLURM, those that were started are taken."""
+
+
+class SharedInferenceConfig(DevicesConfig, InferenceConfig):
+    """Machine."""

@@ -51,6 +51,8 @@ class DataConfig(ClipConfig):
     """What is learnt: the frames, or the sound of each, a patch of 64 bands x 16 columns."""
     missing_sound: Literal["silence", "skip"] = "silence"
     """Where sound is used, take videos without it for silent ones, or leave them out."""
+    max_bad: float = Field(0.5, ge=0, le=1)
+    """Largest part of the videos that may turn out unreadable before this is an error."""
     strict: bool = False
     """Stop at the first file that cannot be read, instead of naming and skipping it."""
 
@@ -61,7 +63,7 @@ class GPTDataConfig(Config):
     OBSOLETE: ClassVar[dict[str, Obsolete]] = {"image_folder": _FRAME_FOLDERS}
 
     data: Annotated[Path, Published("data_path")]
-    """Folder of videos or frame folders, manifest, HDF5 file, or tokens that tats encode wrote."""
+    """Folder of videos or frame folders, manifest, HDF5 file, tokens, or the address of tokens."""
     resolution: int = Field(0, ge=0)
     """Side of the square frames in pixels; 0 takes that of the VQGAN."""
     sequence_length: int = Field(0, ge=0)
@@ -72,6 +74,8 @@ class GPTDataConfig(Config):
     """Keep every n-th of the frames a clip spans; 0 takes that of the VQGAN."""
     missing_sound: Literal["silence", "skip"] = "silence"
     """Where sound is used, take videos without it for silent ones, or leave them out."""
+    max_bad: float = Field(0.5, ge=0, le=1)
+    """Largest part of the videos that may turn out unreadable before this is an error."""
     strict: bool = False
     """Stop at the first file that cannot be read, instead of naming and skipping it."""
 

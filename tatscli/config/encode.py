@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from tatscli.config.base import Config, Published
+from tatscli.config.compute import InferenceConfig, SharedInferenceConfig
 from tatscli.config.data import GPTDataConfig
-from tatscli.config.sample import InferenceConfig
 
 
 class EncodeDataConfig(GPTDataConfig):
@@ -25,13 +25,13 @@ class EncodeOptions(Config):
     sound_vqgan: Annotated[Path | None, Published("stft_vqvae")] = None
     """VQGAN of sound; with it, the sound of each clip is encoded too."""
     out: Path = Path("tokens")
-    """Folder of the token dataset; an unfinished one is continued."""
+    """Folder of the token dataset; an unfinished one is continued, by any number of processes."""
     stride: int = Field(0, ge=0)
     """Frames from the start of one clip to the next, at the frame rate read; 0 = no overlap."""
     batch_size: int = Field(8, ge=1)
     """Clips encoded at once."""
     workers: Annotated[int, Published("num_workers")] = Field(-1, ge=-1)
-    """Processes that read clips; -1 chooses by core count."""
+    """Processes that read clips, per device; -1 chooses by core count."""
 
 
 class EncodeConfig(Config):
@@ -39,7 +39,7 @@ class EncodeConfig(Config):
 
     data: EncodeDataConfig
     encode: EncodeOptions
-    compute: InferenceConfig = Field(default_factory=InferenceConfig)
+    compute: SharedInferenceConfig = Field(default_factory=SharedInferenceConfig)
 
 
 class DecodeOptions(Config):

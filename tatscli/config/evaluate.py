@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tatscli.config.base import Config, Published
+from tatscli.config.compute import DeviceConfig, SharedInferenceConfig
 from tatscli.config.data import GPTDataConfig
-from tatscli.config.sample import DeviceConfig, InferenceConfig
 
 
 class FVDOptions(Config):
@@ -29,8 +29,12 @@ class FVDOptions(Config):
     """Videos of each side, a fixed choice; 0 = all."""
     batch_size: int = Field(4, ge=1)
     """Clips at once."""
+    workers: int = Field(-1, ge=-1)
+    """Processes that read clips, per device; -1 chooses by core count."""
     seed: int = Field(0, ge=0)
     """Seed of clip starts and of random features."""
+    max_bad: float = Field(0.5, ge=0, le=1)
+    """Largest part of the videos of a side that may turn out unreadable before this is an error."""
     strict: bool = False
     """Stop at the first file that cannot be read, instead of naming and skipping it."""
 
@@ -39,7 +43,7 @@ class FVDConfig(Config):
     """Everything that the Fréchet video distance needs."""
 
     fvd: FVDOptions = Field(default_factory=FVDOptions)
-    compute: InferenceConfig = Field(default_factory=InferenceConfig)
+    compute: SharedInferenceConfig = Field(default_factory=SharedInferenceConfig)
 
 
 class ClassesConfig(Config):

@@ -6,23 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tatscli.config.base import FILE_ONLY, Config, Obsolete, Published
-
-Precision = Literal["float32", "bf16"]
-"""Arithmetic of a model that is used; float32 is the reference."""
-
-
-class DeviceConfig(Config):
-    """Machine."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device; auto takes the first GPU, else the CPU."""
-
-
-class InferenceConfig(DeviceConfig):
-    """Machine."""
-
-    precision: Precision = "float32"
-    """Arithmetic of the networks; bf16 is less exact, and faster where the machine can do it."""
+from tatscli.config.compute import InferenceConfig
 
 
 class FilterConfig(Config):

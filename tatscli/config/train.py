@@ -134,6 +134,8 @@ class GPTLoopConfig(LoopConfig):
 class ComputeConfig(DevicesConfig):
     """Machine."""
 
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device; auto takes every visible GPU, else the CPU."""
     workers: Annotated[int, Published("num_workers")] = Field(-1, ge=-1)
     """Processes that read clips, per device; -1 chooses by core count."""
     precision: Literal["auto", "float32", "bf16"] = "auto"

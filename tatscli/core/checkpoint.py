@@ -7,6 +7,7 @@ sampling needs no second file. Published TATS checkpoints enter through ``core.o
 """
 
 import errno
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,8 +50,25 @@ from tatscli.errors import CheckpointError
 FORMAT = 1
 HEADER = "tats"
 
-_CONTINUES = ("global_step", "state_dict", "optimizer_states", "random_states", "loops")
-_ANOTHER = "take another checkpoint of that run, or copy it again"
+_CONTINUES = {
+    "global_step": int,
+    "state_dict": Mapping,
+    "optimizer_states": list,
+    "random_states": list,
+    "loops": Mapping,
+}
+"""What continues a run, and what each of it is."""
+
+_NUMBERS = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+"""What weights may be made of; a module would take others, and change them or fail."""
+
+_IS_FOLDER = 0x10
+"""Attribute of a record in an archive that torch takes for a folder, which has no content."""
+
+_ANOTHER = "copy it again, or take another checkpoint of that run"
 
 
 class _VQGANHeader(VQGANFacts):
@@ -158,7 +176,7 @@ def load_gpt(path: str | Path) -> GPT:
 def read_vqgan(path: Path) -> TrainedVQGAN:
     """Load a VQGAN with what was recorded about it; see ``load_vqgan``."""
     file = find_checkpoint(path)
-    checkpoint = read_original(file)
+    checkpoint = _read(file)
     if is_original(checkpoint):
         with _naming(file):
             return _from_original(original_vqgan(checkpoint), file)
@@ -176,7 +194,7 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
             where a published GPT file leaves it open.
     """
     file = find_checkpoint(path)
-    checkpoint = read_original(file)
+    checkpoint = _read(file)
     given = read_vqgan(vqgan) if vqgan else None
     facts: GPTFacts
     sound = text = None
@@ -217,7 +235,7 @@ def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:
 def read_trained(path: Path, vqgan: Path | None = None) -> TrainedVQGAN | TrainedGPT:
     """Load whatever a checkpoint holds; see ``load_vqgan`` and ``read_gpt``."""
     file = find_checkpoint(path)
-    checkpoint = read_original(file)
+    checkpoint = _read(file)
     published = is_original(checkpoint)
     gpt = holds_gpt(checkpoint) if published else _header(checkpoint, file).kind == "gpt"
     return read_gpt(file, vqgan) if gpt else read_vqgan(file)
@@ -309,13 +327,19 @@ def save_atomically(checkpoint: Mapping[str, Any], file: Path) -> None:
     """Write beside the target, sync, rename: a reader finds the old file or the new, whole.
 
     Raises:
-        CheckpointError: The disk is full or cannot be written; the message has the path.
+        CheckpointError: The disk is full, which is seen before a byte is written where it is clear,
+            or cannot be written; the message has the path, the bytes needed and those that are
+            free.
     """
-    with written_whole(file, CheckpointError, sync=True) as partial, partial.open("wb") as stream:
+    needed = sum(dict(_storages(checkpoint)).values())
+    whole = written_whole(file, CheckpointError, needs=needed, sync=True)
+    with whole as partial, partial.open("wb") as stream:
         try:
             torch.save(dict(checkpoint), stream)
         except RuntimeError as error:
-            # So torch reports a write that failed, with positions in the file.
+            # torch tells positions in the file; what the system said is behind that.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
             raise OSError(errno.ENOSPC, f"no room, or a broken disk: {error}") from error
 
 
@@ -345,33 +369,105 @@ def step_of(file: Path) -> int:
     Raises:
         CheckpointError: It cannot be read, or does not hold what continues a run.
     """
-    checkpoint = read_original(file)
-    if missing := [name for name in _CONTINUES if name not in checkpoint]:
-        raise CheckpointError(
-            f"{file} cannot continue a run: it lacks {', '.join(missing)}",
-            "--init starts a new run from its weights",
-        )
+    checkpoint = _read(file)
+    _require_continuing(checkpoint, file)
     return int(checkpoint["global_step"])
 
 
-def require_intact(file: Path) -> int:
-    """Read every byte of a checkpoint that is to continue a run; its step.
+def continues_a_run(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds what goes on with training, rather than a model alone."""
+    return not _lacking(checkpoint)
+
+
+def require_intact(file: Path) -> None:
+    """Read every byte of a checkpoint.
+
+    Files of the format before that of torch 1.6 have no checksums: of theirs, what can be read is
+    taken to be as it was written.
 
     Raises:
-        CheckpointError: It is damaged, cut, no checkpoint of ours, or does not hold what continues
-            a run.
+        CheckpointError: It is damaged, cut, no checkpoint of ours or a published one, or holds
+            weights that are no numbers, a codebook that is not float32, or a part only of what
+            continues a run.
     """
-    step = step_of(file)
-    _header(read_original(file), file)
-    with zipfile.ZipFile(file) as archive:
-        # Each record has a CRC-32, which torch itself does not look at.
-        try:
-            damaged = archive.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise CheckpointError(f"{file} is damaged: {error}", _ANOTHER) from error
+    checkpoint = _read(file)
+    if not is_original(checkpoint):
+        _header(checkpoint, file)
+    _require_bytes(file)
+    if "random_states" in checkpoint:  # which only runs of ours save
+        _require_continuing(checkpoint, file)
+    for name, value in checkpoint["state_dict"].items():
+        if not value.is_floating_point():
+            continue
+        if not _is_finite(value):
+            raise CheckpointError(f"{file}: {name} holds what is no number", _ANOTHER)
+        if "codebook." in name and value.dtype != torch.float32:
+            raise CheckpointError(
+                f"{file}: {name} is {value.dtype}, expected torch.float32: in less, codes change",
+                _ANOTHER,
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all are numbers; seventy times as fast as to look at each on a CPU."""
+    return not tensor.numel() or all(map(math.isfinite, torch.aminmax(tensor)))
+
+
+def _storages(value: Any) -> Iterator[tuple[int, int]]:
+    """Address and bytes of what holds the tensors in plain values; tensors may share it."""
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        yield storage.data_ptr(), storage.nbytes()
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _storages(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _storages(item)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Any checkpoint; its weights are dense tensors of numbers."""
+    checkpoint = read_original(file)
+    states = checkpoint.get("state_dict")
+    for name, value in states.items() if isinstance(states, Mapping) else ():
+        if isinstance(value, Tensor) and (
+            value.layout != torch.strided or value.is_meta or value.dtype not in _NUMBERS
+        ):
+            what = "without content" if value.is_meta else f"{value.dtype}, {value.layout}"
+            raise CheckpointError(f"{file}: {name} is no dense tensor of numbers ({what})")
+    return checkpoint
+
+
+def _lacking(checkpoint: Mapping[str, Any]) -> list[str]:
+    return [n for n, kind in _CONTINUES.items() if not isinstance(checkpoint.get(n), kind)]
+
+
+def _require_continuing(checkpoint: Mapping[str, Any], file: Path) -> None:
+    if lacking := _lacking(checkpoint):
+        raise CheckpointError(
+            f"{file} cannot continue a run: it lacks {', '.join(lacking)}",
+            "--init starts a new run from its weights",
+        )
+
+
+def _require_bytes(file: Path) -> None:
+    """Compare each record of an archive with its CRC-32, which torch itself does not look at."""
+    with file.open("rb") as stream:
+        if stream.read(2) != b"PK":
+            return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            changed = [
+                record.filename
+                for record in archive.infolist()
+                if record.compress_type != zipfile.ZIP_STORED or record.external_attr & _IS_FOLDER
+            ]
+            damaged = changed[0] if changed else archive.testzip()
+    except Exception as error:  # names, sizes and flags that are damaged fail in any way
+        raise CheckpointError(f"{file} is damaged: {error}", _ANOTHER) from error
     if damaged:
         raise CheckpointError(f"{file} is damaged: its record {damaged}", _ANOTHER)
-    return step
 
 
 @contextmanager
@@ -465,6 +561,11 @@ def _fill(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
+    ]
+    differing += [
+        f"{key} is {state[key].dtype}, expected {own[key].dtype}"
+        for key in own
+        if key in state and state[key].is_floating_point() != own[key].is_floating_point()
     ]
     if differing:
         shown = "\n  ".join(first_ten(differing))

@@ -12,6 +12,8 @@ from tatscli.errors import DISK_HINTS, DataError, TatsError
 UNFINISHED = ".*.part"
 """What a process that was killed may leave behind."""
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def aside(file: Path, *, sync: bool = False) -> Iterator[Path]:
@@ -36,17 +38,29 @@ def aside(file: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def written_whole(file: Path, kind: type[TatsError], *, sync: bool = False) -> Iterator[Path]:
+def written_whole(
+    file: Path, kind: type[TatsError], *, needs: int = 0, sync: bool = False
+) -> Iterator[Path]:
     """``aside``, where what the system says becomes an error with path and reason.
+
+    Args:
+        file: What is to be written.
+        kind: Of the error.
+        needs: Bytes that will be written at least, where they are known: where there is no room
+            for them, nothing is written.
+        sync: See ``aside``.
 
     Raises:
         TatsError: Of the given kind; the file cannot be written.
     """
     try:
+        free = _free(file)
+        if free is not None and needs > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with aside(file, sync=sync) as partial:
             yield partial
     except OSError as error:
-        raise unwritable(file, error, kind) from error
+        raise unwritable(file, error, kind, needs) from error
 
 
 def link_atomically(file: Path, name: Path) -> None:
@@ -64,13 +78,21 @@ def link_atomically(file: Path, name: Path) -> None:
             shutil.copyfile(file, partial)
 
 
-def unwritable(path: Path, error: OSError, kind: type[TatsError]) -> TatsError:
-    """The error for a path that cannot be written; on a full disk, with the bytes that are free."""
+def unwritable(path: Path, error: OSError, kind: type[TatsError], needs: int = 0) -> TatsError:
+    """The error for a path that cannot be written; on a full disk, with needed and free bytes."""
     reason = error.strerror or str(error) or type(error).__name__
-    if error.errno == errno.ENOSPC:
-        there = next(folder for folder in path.absolute().parents if folder.exists())
-        reason += f" ({shutil.disk_usage(there).free:,} bytes free)"
+    facts = [f"{needs:,} bytes needed"] if needs and error.errno in _NO_ROOM else []
+    if error.errno == errno.ENOSPC and (free := _free(path)) is not None:
+        facts.append(f"{free:,} bytes free")
+    if facts:
+        reason += f" ({', '.join(facts)})"
     return kind(f"{path} cannot be written: {reason}", DISK_HINTS.get(error.errno or 0, ""))
+
+
+def _free(path: Path) -> int | None:
+    """Bytes that are free where a file is to be; some file systems do not count."""
+    usage = shutil.disk_usage(next(f for f in path.absolute().parents if f.exists()))
+    return usage.free if usage.total else None
 
 
 def claim_empty(path: Path, hint: str, kind: type[TatsError] = DataError) -> None:

@@ -44,8 +44,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tatscli.config.compute import Precision
 from tatscli.config.gpt import GPTConfig
-from tatscli.config.sample import Precision
 from tatscli.config.vqgan import VQGANConfig
 from tatscli.core.data.container import UNREADABLE, open_media, reason
 from tatscli.core.data.video import VideoInfo

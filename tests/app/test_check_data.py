@@ -94,12 +94,12 @@ def test_validation_videos_that_are_too_short_are_named_with_a_length_for_both(
         write_video(tmp_path / f"{name}.mp4", np.zeros((frames, 16, 16, 3), np.uint8), 8)
     clip = ClipConfig(resolution=16, sequence_length=12, sample_every_n_frames=2)
     with pytest.raises(DataError) as caught:
-        open_videos(tmp_path, clip, False, Silent())
+        open_videos(tmp_path, clip, Silent())
     assert "no val video is long enough for a clip of 12 frames" in caught.value.message
     assert "the first, val/0.mp4, has 7 frames, the longest 9" in caught.value.message
     assert "--sequence-length 8 or less fits both splits" in caught.value.hint
     fitting = clip.model_copy(update={"sequence_length": 8})
-    videos = open_videos(tmp_path, fitting, False, Silent())
+    videos = open_videos(tmp_path, fitting, Silent())
     assert (len(videos.train.entries), len(videos.val.entries)) == (2, 1)
 
 
@@ -143,7 +143,7 @@ def test_videos_of_an_hdf5_file_are_checked(tmp_path: Path) -> None:
     assert result.double == []
     with pytest.raises(DataError, match=r"a\.h5/train/0: has 3 frames"):
         clip = ClipConfig(resolution=16, sequence_length=4)
-        open_videos(file, clip, True, Silent())
-    videos = open_videos(file, clip, False, Silent())
+        open_videos(file, clip, Silent(), strict=True)
+    videos = open_videos(file, clip, Silent())
     assert videos.rate == 25
     assert videos.spread("val", 1)[0].video.shape == (3, 4, 16, 16)

@@ -20,7 +20,7 @@ from tatscli.config.encode import DecodeConfig
 from tatscli.config.synth import SynthConfig
 from tatscli.core.checkpoint import read_vqgan
 from tatscli.core.data import tokens as token_files
-from tatscli.core.data.tokens import TokenDataset, read_manifest
+from tatscli.core.data.tokens import TokenDataset, TokenWriter, read_manifest
 from tatscli.core.data.video import probe, read_frames, to_uint8
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.errors import DataError
@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def clips(data: Path, vqgan: Path) -> VideoClips:
-    return open_videos(data, read_vqgan(vqgan).clip, False, Silent())
+    return open_videos(data, read_vqgan(vqgan).clip, Silent())
 
 
 def test_tokens_are_the_codes_of_every_clip(tokens: Path, data: Path, vqgan_run: Path) -> None:
@@ -65,22 +65,22 @@ def test_an_interrupted_encoding_goes_on_to_the_same_files(
     monkeypatch.setattr(token_files, "_LEAST_CLIPS", 5)  # several shards
     whole = encode(encode_config(data, tmp_path / "whole", vqgan_run)).folder
     written: list[str] = []
-    original = module._encode_unit
+    original = TokenWriter.write
 
-    def dies(writer: Any, unit: Any, *rest: Any) -> int:
+    def dies(writer: Any, unit: Any, *rest: Any) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(unit.name)
-        return original(writer, unit, *rest)
+        original(writer, unit, *rest)
 
-    monkeypatch.setattr(module, "_encode_unit", dies)
+    monkeypatch.setattr(TokenWriter, "write", dies)
     config = encode_config(data, tmp_path / "parts", vqgan_run)
     with pytest.raises(KeyboardInterrupt):
         encode(config)
     with pytest.raises(DataError, match="incomplete, 2 of 5 shards") as caught:
         train_gpt(gpt_config(tmp_path / "parts", tmp_path / "run"))
     assert "tats encode" in caught.value.hint
-    monkeypatch.setattr(module, "_encode_unit", original)
+    monkeypatch.setattr(TokenWriter, "write", original)
     notes = Notes()
     encode(config, notes)
     assert any("2 shards are there already" in note for note in notes.notes)
@@ -90,6 +90,15 @@ def test_an_interrupted_encoding_goes_on_to_the_same_files(
         assert found[name] == expected[name] or name == "vqgan.ckpt", name
     encode(config)  # once more changes nothing
     assert contents(tmp_path / "parts") == found
+
+
+def test_who_reads_does_not_matter(
+    tokens: Path, data: Path, vqgan_run: Path, tmp_path: Path
+) -> None:
+    config = encode_config(data, tmp_path / "t", vqgan_run, encode={"workers": 2})
+    found, expected = contents(encode(config).folder), contents(tokens)
+    assert found.keys() == expected.keys()
+    assert all(found[name] == expected[name] or name == "vqgan.ckpt" for name in expected)
 
 
 def test_in_bf16_the_share_of_other_codes_is_said_and_the_tokens_know_it(
@@ -121,6 +130,9 @@ def test_a_corrupt_video_is_named_and_left_out(data: Path, vqgan_run: Path, tmp_
     assert "train/circle/text.mp4" in named
     assert named.count("zz-broken.mp4: ") == 2  # of its clips
     assert any("text.mp4" in warning for warning in notes.warnings)
+    with pytest.raises(DataError, match=r"^2 of 8 videos of .* more than --max-bad 0\.2") as caught:
+        encode(encode_config(folder, tmp_path / "tokens", vqgan_run, data={"max_bad": 0.2}))
+    assert "zz-broken.mp4" in caught.value.message and "--max-bad" in caught.value.hint
     strict = encode_config(folder, tmp_path / "strict", vqgan_run, data={"strict": True})
     with pytest.raises(DataError, match=r"text\.mp4"):
         encode(strict)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_app import Cheap, Notes, encode_config, gpt_config, long_config, vqgan_config
+from tiny_app import Cheap, Notes, broken, encode_config, gpt_config, long_config, vqgan_config
 
 import tatscli
 from tatscli.app import evaluate as module
@@ -21,7 +21,7 @@ from tatscli.errors import CheckpointError, DataError
 
 
 def options(**changes: Any) -> FVDConfig:
-    base = {"features": "random", "frames": 9, "resolution": 8}
+    base = {"features": "random", "frames": 9, "resolution": 8, "workers": 0}
     return FVDConfig.model_validate({"fvd": base | changes, "compute": {"device": "cpu"}})
 
 
@@ -142,6 +142,23 @@ def test_what_cannot_be_used_is_named_and_counted(tmp_path: Path) -> None:
         assert any(name in line for line in notes.warnings)
     with pytest.raises(DataError, match=r"text\.mp4|short/v0\.mkv"):
         evaluate_fvd(real, fake, options(strict=True))
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_that_cannot_be_decoded_are_an_error(tmp_path: Path, workers: int) -> None:
+    real, fake = write(tmp_path / "real", 4), write(tmp_path / "fake", 3)
+    damaged = broken(real / "v1.mkv", tmp_path / "scratch.mp4")
+    (real / "v1.mkv").write_bytes(damaged)
+    result = evaluate_fvd(real, fake, options(frames=12, workers=workers))
+    assert (result.real_videos, len(result.skipped)) == (3, 1)
+    assert result.value == evaluate_fvd(real, fake, options(frames=12)).value
+    (real / "v2.mkv").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"^2 of 4 videos of .*real .*--max-bad 0\.4.*v1\.mkv"):
+        evaluate_fvd(real, fake, options(frames=12, workers=workers, max_bad=0.4))
+    with pytest.raises(DataError, match=r"v1\.mkv") as caught:
+        evaluate_fvd(real, fake, options(frames=12, workers=workers, strict=True))
+    assert "--strict" in caught.value.hint
 
 
 @pytest.mark.usefixtures("cheap")

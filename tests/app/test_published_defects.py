@@ -359,7 +359,7 @@ def test_row_11_every_start_can_be_drawn_and_a_video_as_long_as_a_clip_is_one(
     write_video(tmp_path / "train" / "longer.mkv", grey(20), 8, lossless=True)
     write_video(tmp_path / "test" / "exact.mkv", grey(16), 8, lossless=True)
     clip = ClipConfig(resolution=8, sequence_length=16)
-    clips = open_videos(tmp_path, clip, True, Silent()).training(0, True)
+    clips = open_videos(tmp_path, clip, Silent(), strict=True).training(0, True)
     draws = [(slot, number) for slot in range(len(clips)) for number in range(60)]
     found = {clips.address(draw)[:2]: draw for draw in draws}
     shown = sorted(levels(clips[draw].video) for draw in found.values())
@@ -370,7 +370,7 @@ def test_row_11_every_start_can_be_drawn_and_a_video_as_long_as_a_clip_is_one(
         file["train_data"] = np.concatenate([grey(16, 5), grey(20)])
         file["train_idx"] = np.array([0, 16])
         file["test_data"], file["test_idx"] = grey(16), np.array([0])
-    stored = open_videos(tmp_path / "same.h5", clip, True, Silent()).training(0, True)
+    stored = open_videos(tmp_path / "same.h5", clip, Silent(), strict=True).training(0, True)
     assert {stored.address(draw)[:2] for draw in draws} == found.keys()
     assert sorted(levels(stored[draw].video) for draw in found.values()) == shown
 
@@ -384,7 +384,7 @@ def test_row_12_frame_folders_have_splits_and_lengths_as_videos_have(tmp_path: P
         write_video(video, grey(12, offset), 8, lossless=True)
     clip = ClipConfig(resolution=8, sequence_length=8, sample_every_n_frames=2)
     folders, videos = (
-        open_videos(tmp_path / kind, clip, True, Silent()) for kind in ("frames", "videos")
+        open_videos(tmp_path / kind, clip, Silent(), strict=True) for kind in ("frames", "videos")
     )
     for split, offset in (("train", 0), ("val", 5)):
         one, other = folders.every(split, 1), videos.every(split, 1)
@@ -404,7 +404,7 @@ def test_row_13_broken_files_are_named_changed_ones_read_again_and_classes_keep_
         write_video(root / f"{name}.mkv", grey(12), 8, lossless=True)
     (root / "train" / "a" / "broken.mkv").write_text("no video")
     notes, clip = Notes(), ClipConfig(resolution=8, sequence_length=4)
-    videos = open_videos(root, clip, False, notes)
+    videos = open_videos(root, clip, notes)
     assert ["broken.mkv" in warning for warning in notes.warnings] == [True]
     assert [(e.path, e.label) for e in videos.val.entries] == [
         ("test/b/0.mkv", 1), ("test/c/0.mkv", 2),
@@ -418,7 +418,7 @@ def test_row_13_broken_files_are_named_changed_ones_read_again_and_classes_keep_
     with pytest.raises(DataError, match="clips in a row cannot be decoded"):
         videos.training(0, False)[0, 0]
     with pytest.raises(DataError, match="no training video"):
-        open_videos(root, clip, False, Notes())
+        open_videos(root, clip, Notes())
 
 
 def test_row_14_tokens_are_written_as_they_are_read_with_labels_and_vocabulary(

@@ -39,7 +39,7 @@ def test_scores_are_those_of_the_held_out_clips(data: Path, vqgan_run: Path) -> 
     scores = found.reconstruction
     assert scores is not None
     trained = read_vqgan(vqgan_run)
-    clips = open_videos(data, trained.clip, False, Silent()).spread("val", 64)
+    clips = open_videos(data, trained.clip, Silent()).spread("val", 64)
     video = torch.stack([clips[number].video for number in range(len(clips))])
     codes = trained.model.encode(video)
     each = psnr(video, trained.model.decode(codes).clamp(-0.5, 0.5))

@@ -71,6 +71,7 @@ def test_the_vqgan_line_resolves(tats):
         "sample_every_n_frames": 1,
         "input": "video",
         "missing_sound": "silence",
+        "max_bad": 0.5,
         "data": "DATA",
         "strict": False,
     }

@@ -68,8 +68,8 @@ def test_every_command_explains_itself_and_takes_json_where_it_has_a_result(tats
 def test_help_lists_the_commands_in_the_order_of_the_work(tats):
     page = tats("--help").out
     names = [
-        *["demo", "data", "vqgan", "encode", "decode", "gpt", "sample", "eval"],
-        *["import", "export", "bench", "weights"],
+        *["demo", "data", "vqgan", "encode", "decode", "tokens", "gpt", "sample", "eval"],
+        *["import", "export", "bench", "ckpt", "weights"],
     ]
     assert [
         line.split()[1] for line in page.splitlines() if line.startswith("│ ") and line[2].isalpha()

@@ -25,9 +25,11 @@ from tatscli.core.checkpoint import (
     read_gpt,
     read_trained,
     read_vqgan,
+    require_intact,
     save_atomically,
     save_gpt,
     save_vqgan,
+    step_of,
     vqgan_header,
 )
 from tatscli.core.models.discriminator import PatchDiscriminator
@@ -276,6 +278,68 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"shape \(5, 3\), expected \(5, 7\)") as caught:
         load_vqgan(changed(tmp_path / "f.ckpt", config=wrong))
     assert "f.ckpt" in caught.value.message
+
+
+def resumable(**changes: Any) -> dict[str, Any]:
+    saved = vqgan()
+    state = {f"vqgan.{key}": value for key, value in saved.model.state_dict().items()}
+    header = vqgan_header(saved.model.config, CLIP, 2.5, 40)
+    run = {"global_step": 40, "optimizer_states": [], "random_states": [{}], "loops": {}}
+    return run | {HEADER: header, "state_dict": state} | changes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"global_step": "many"},
+        {"global_step": torch.zeros(2)},
+        {"random_states": None},
+        {"loops": []},
+        {"optimizer_states": {}},
+    ],
+)
+def test_what_continues_a_run_is_there_as_what_it_is(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    file = tmp_path / "r.ckpt"
+    save_atomically(resumable(), file)
+    require_intact(file)
+    assert step_of(file) == 40
+    save_atomically(resumable(**change), file)
+    for read in (step_of, require_intact):
+        with pytest.raises(CheckpointError, match=f"r.ckpt cannot .* it lacks {[*change][0]}$"):
+            read(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda weight: weight.to_sparse(), "sparse_coo"),
+        (lambda weight: weight.to("meta"), "without content"),
+        (lambda weight: weight.to(torch.complex64), "complex64"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "float8"),
+        (lambda weight: weight.long(), "int64, expected torch.float32"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse")
+def test_weights_of_another_make_are_refused(tmp_path: Path, change: Any, told: str) -> None:
+    checkpoint = resumable()
+    name = "vqgan.decoder.conv_last.conv.weight"
+    checkpoint["state_dict"][name] = change(checkpoint["state_dict"][name])
+    torch.save(checkpoint, tmp_path / "odd.ckpt")
+    for read in (read_vqgan, read_trained):
+        with pytest.raises(CheckpointError, match=r"odd\.ckpt.*\s.*conv_last") as caught:
+            read(tmp_path / "odd.ckpt")
+        assert told in caught.value.message
+
+
+def test_a_codebook_of_less_precision_is_not_intact(tmp_path: Path) -> None:
+    checkpoint = resumable()
+    codes = checkpoint["state_dict"]["vqgan.codebook.embeddings"]
+    checkpoint["state_dict"]["vqgan.codebook.embeddings"] = codes.bfloat16()
+    save_atomically(checkpoint, tmp_path / "half.ckpt")
+    with pytest.raises(CheckpointError, match=r"embeddings is torch\.bfloat16, expected .*32"):
+        require_intact(tmp_path / "half.ckpt")
 
 
 def write_foreign(file: Path) -> None:

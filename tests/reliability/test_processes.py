@@ -96,7 +96,7 @@ def test_a_signal_to_any_process_saves_and_ends_all(
     code, out, err = program.end()
     seconds = time.monotonic() - before
     assert code == 128 + number, err
-    assert seconds < 10
+    assert seconds < 30  # on a busy machine
     assert program.left() == []
     assert "Traceback" not in err
     result, stopped = json.loads(out), last_step(run)  # one, though two processes end

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tatscli.config.data import ClipConfig
+from tatscli.core.data.bad import BadVideos, Undecodable
 from tatscli.core.data.index import Problem, VideoEntry
 from tatscli.core.data.sound import silence, sound_patches
 from tatscli.core.data.video import read_frames, to_float
@@ -31,6 +32,9 @@ RETRIES = 10
 
 Draw = tuple[int, int]
 """A slot, and the number of the sample in the whole run."""
+
+Order = Callable[[int, int], Any]
+"""Gives, for a seed and an epoch, what tells the slot at each place of it, such as an array."""
 
 
 NOTHING = torch.empty(0)
@@ -220,6 +224,12 @@ class ClipSource:
         entry = self.entries[address.entry]
         return float(entry.info.times[self._positions(entry, np.array([address.start]))[0]])
 
+    def problem(self, address: Address, error: DataError) -> Undecodable:
+        """What is wrong with the video of a clip, given what reading that met."""
+        path = self.entries[address.entry].path
+        reason = error.message.removeprefix(f"{self.root / path}: ")
+        return Undecodable(path, reason, round(self.seconds(address), 3))
+
     def _positions(self, entry: VideoEntry, ticks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Positions in the video's times of the frames nearest to ticks of its grid."""
         if not self.clip.frame_rate:
@@ -273,6 +283,11 @@ class _Slots:
         return entry, place * starts // count, (place + 1) * starts // count
 
 
+def slots_of(source: ClipSource) -> int:
+    """Slots of a source: its training clips in an epoch."""
+    return len(_Slots(source))
+
+
 class TrainClips(Dataset[Clip]):
     """Clips with random starts, each determined by the seed and its number in the run.
 
@@ -283,15 +298,16 @@ class TrainClips(Dataset[Clip]):
     Args:
         source: The videos.
         seed: Determines the starts.
+        bad: Told about videos that cannot be decoded.
         strict: Whether a clip that cannot be decoded is an error instead.
     """
 
-    def __init__(self, source: ClipSource, seed: int, strict: bool = False) -> None:
+    def __init__(self, source: ClipSource, seed: int, bad: BadVideos, strict: bool = False) -> None:
         self.source = source
         self.seed = seed
+        self.bad = bad
         self.strict = strict
         self.slots = _Slots(source)
-        self._named: set[str] = set()
 
     def __len__(self) -> int:
         """Slots: the clips of an epoch."""
@@ -314,8 +330,8 @@ class TrainClips(Dataset[Clip]):
         """Reads the clip of a draw.
 
         Raises:
-            DataError: Neither it nor the ten that take its place can be decoded; if strict, it
-                cannot.
+            DataError: Neither it nor the ten that take its place can be decoded; too many videos
+                turned out bad; if strict, it cannot be decoded.
         """
         for attempt in range(RETRIES + 1):
             address = self.address(draw, attempt)
@@ -325,9 +341,7 @@ class TrainClips(Dataset[Clip]):
                 if self.strict:
                     raise DataError(error.message, "leave out --strict") from error
                 last = error
-                path = self.source.entries[address.entry].path
-                if path not in self._named:
-                    self._named.add(path)
+                if self.bad.add(self.source.problem(address, error)):
                     logger.warning("%s; other clips take the place of its clips", error)
         raise DataError(
             f"{self.source.root}: {RETRIES + 1} clips in a row cannot be decoded; the last: {last}",
@@ -378,7 +392,7 @@ class ConsumedBatchSampler(Sampler[list[Draw]]):
     """Batches of draws for the rest of a run, as a function of the clips consumed so far.
 
     The i-th clip of a run is the same however many processes share the batch, and whether or not
-    the run was interrupted: it is entry i mod slots of the permutation for (seed, i div slots).
+    the run was interrupted: it is entry i mod slots of the order for (seed, i div slots).
 
     Args:
         slots: Clips of an epoch.
@@ -388,6 +402,7 @@ class ConsumedBatchSampler(Sampler[list[Draw]]):
         start_step: Steps already taken.
         rank: The number of this process.
         world: The number of processes.
+        order: The order of an epoch; by default, a permutation of all.
     """
 
     def __init__(
@@ -399,6 +414,7 @@ class ConsumedBatchSampler(Sampler[list[Draw]]):
         start_step: int = 0,
         rank: int = 0,
         world: int = 1,
+        order: Order | None = None,
     ) -> None:
         self.slots = slots
         self.seed = seed
@@ -407,6 +423,10 @@ class ConsumedBatchSampler(Sampler[list[Draw]]):
         self.start_step = start_step
         self.rank = rank
         self.world = world
+        self.order = order or self._permutation
+
+    def _permutation(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng([seed, epoch]).permutation(self.slots)
 
     def __len__(self) -> int:
         """Steps that are left."""
@@ -414,14 +434,13 @@ class ConsumedBatchSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         current = -1
-        order: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        order: Any = None
         for step in range(self.start_step, self.total_steps):
             first = (step * self.world + self.rank) * self.batch_size
             batch = []
             for number in range(first, first + self.batch_size):
                 epoch, place = divmod(number, self.slots)
                 if epoch != current:
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.slots)
-                    current = epoch
+                    current, order = epoch, self.order(self.seed, epoch)
                 batch.append((int(order[place]), number))
             yield batch

@@ -6,15 +6,20 @@ float64 (n,) in seconds, and, where the sound was encoded too, `sound` uint16 (n
 counts once its record `train-00000.json` is there, which is written after it; `manifest.json` says
 from the beginning what is being written and, at the end, that it is complete. Every file is written
 under a temporary name, synced and renamed, so an interrupted one is never read, and several
-processes may write shards of one dataset.
+processes may write shards of one dataset. Records hold checksums of the shards, and so does the
+manifest, with one of itself.
 """
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,22 +30,35 @@ from safetensors.numpy import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tatscli import __version__
 from tatscli.config.data import ClipConfig
+from tatscli.core.checkpoint import read_vqgan, require_intact
 from tatscli.core.data.clips import FRAMES, NOTHING, Draw, Wanted
-from tatscli.core.data.index import Problem, Split
+from tatscli.core.data.index import Problem, Progress, Split
 from tatscli.core.files import UNFINISHED, unwritable, written_whole
-from tatscli.errors import DataError
+from tatscli.errors import CheckpointError, DataError
 
-FORMAT = 2
-"""Since 2, captions and sound."""
+FORMAT = 3
+"""Since 2, captions and sound; since 3, a checksum of the manifest, and who wrote it."""
 MANIFEST = "manifest.json"
 VQGAN_FILE, SOUND_FILE = "vqgan.ckpt", "sound.ckpt"
 """The VQGANs that a token dataset holds."""
 MOST_CODES = 65536
 """Codes that uint16 can number."""
+REWRITING = (
+    "run the command that wrote or fetched the dataset again, such as 'tats encode'; it writes "
+    "what is missing"
+)
+"""What completes a dataset that files are missing from."""
 
+Unit = TypeVar("Unit")
+
+STREAM_KIND = "tats stream"
+"""What the manifest of a stream says it is."""
 _KIND = "tats tokens"
-_REPAIR = "run the same 'tats encode' with a new --out folder"
+_SEALED = 3  # the format since which manifests have checksums
+_ANEW = "run the same 'tats encode' with a new --out folder"
+_THREADS = 8  # that read shards to check them
 _LEAST_CLIPS = 256  # of a shard: what an interruption may cost
 _MOST_SHARDS = 1024  # of a split, beyond which shards grow
 
@@ -119,14 +137,18 @@ class TokenManifest(TokenHeader):
     Attributes:
         kind: Tells the file from other JSON.
         version: Of the format.
+        tats: Version of tats that wrote it; empty where that is not known.
         complete: Whether all shards are there.
         shards: Records of the shards of each split, in order; none before it is complete.
+        checksum: SHA-256 of all else in the file; empty in older formats.
     """
 
     kind: Literal["tats tokens"] = "tats tokens"
     version: int = FORMAT
+    tats: str = ""
     complete: bool = False
     shards: dict[Split, tuple[Shard, ...]] = {}
+    checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +164,23 @@ class TokenUnit:
     def name(self) -> str:
         """The shard's file, without suffix."""
         return _shard_name(self.split, self.number)
+
+
+class Share(NamedTuple):
+    """Which part of some work is this process's own.
+
+    Attributes:
+        number: Of this process among those that share the work.
+        world: How many these are.
+    """
+
+    number: int = 0
+    world: int = 1
+
+    def first(self, units: Sequence[Unit]) -> list[Unit]:
+        """The work in the order of this process: its own part, then the others' from their ends."""
+        start, stop = (len(units) * n // self.world for n in (self.number, self.number + 1))
+        return [*units[start:stop], *reversed([*units[:start], *units[stop:]])]
 
 
 class TokenWriter:
@@ -164,9 +203,9 @@ class TokenWriter:
             )
         self.folder = folder
         self.header = header
-        self.units = tuple(
-            unit for split, clips in header.clips.items() for unit in _units(split, clips)
-        )
+        self._locks: dict[TokenUnit, IO[str]] = {}
+        self._written: dict[TokenUnit, Shard] = {}
+        self.units = tuple(_all_units(header))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -179,11 +218,73 @@ class TokenWriter:
                 f"{folder} is not empty and no token dataset", "choose another folder with --out"
             )
         else:
-            _write(folder / MANIFEST, _json(TokenManifest(**dict(header))))
+            _write_manifest(folder, TokenManifest(**dict(header), tats=__version__))
 
     def missing(self) -> list[TokenUnit]:
-        """The units that are still to be written; processes may divide them among themselves."""
-        return [unit for unit in self.units if _shard(self.folder, unit.name) is None]
+        """The units that are still to be written."""
+        written = self.written()
+        return [unit for unit in self.units if unit not in written]
+
+    def written(self) -> dict[TokenUnit, Shard]:
+        """The units that are written, by whomever, in order, with their records."""
+        # One look at the folder for all; on shared disks, each file asked for takes its time.
+        names = {path.name for path in self.folder.glob("*.json")}
+        for unit in self.units:
+            is_new = unit not in self._written and f"{unit.name}.json" in names
+            if is_new and (record := written_shard(self.folder, unit.name)):
+                self._written[unit] = record
+        return {unit: self._written[unit] for unit in self.units if unit in self._written}
+
+    def claims(self, share: Share) -> Iterator[TokenUnit]:
+        """Units to write, one by one, until all are written or in the hands of other processes.
+
+        Any number of processes may do this at once, on any machines that see the folder. A claim
+        is a lock on a file, so that a process that dies gives it up. Where the disk has no locks,
+        two processes may write the same unit, which comes to the same.
+
+        Args:
+            share: Where among the units this process begins.
+        """
+        waiting = share.first(self.missing())
+        while waiting:
+            taken = []
+            for unit in waiting:
+                if self._claim(unit):
+                    yield unit
+                elif written_shard(self.folder, unit.name) is None:
+                    taken.append(unit)
+            if len(taken) == len(waiting):
+                return
+            waiting = taken
+
+    def release(self) -> None:
+        """Give up all claims."""
+        while self._locks:
+            self._locks.popitem()[1].close()
+
+    def _claim(self, unit: TokenUnit) -> bool:
+        """Take a unit that is not written and that nobody has; kept until it is written."""
+        if written_shard(self.folder, unit.name) is not None:
+            return False
+        try:
+            lock = self._lock_file(unit).open("a")
+        except OSError as error:
+            raise unwritable(self.folder, error, DataError) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        except OSError:  # no locks here
+            pass
+        if written_shard(self.folder, unit.name) is not None:  # until just now, somebody had it
+            lock.close()
+            return False
+        self._locks[unit] = lock
+        return True
+
+    def _lock_file(self, unit: TokenUnit) -> Path:
+        return self.folder / f".{unit.name}.lock"
 
     def write(
         self,
@@ -227,9 +328,12 @@ class TokenWriter:
             sha256=sha256(content).hexdigest(),
             problems=tuple(problems),
         )
-        path = self.folder / unit.name
-        _write(path.with_suffix(".safetensors"), content)
-        _write(path.with_suffix(".json"), _json(record))
+        file, note = _files(self.folder / unit.name)
+        with _unless(lambda: written_shard(self.folder, unit.name) is not None):
+            _write(file, content)
+            _write(note, as_json(record))
+        if lock := self._locks.pop(unit, None):
+            lock.close()
 
     def finish(self) -> TokenManifest:
         """Declares the dataset complete; all units must have been written.
@@ -237,15 +341,19 @@ class TokenWriter:
         Raises:
             DataError: The manifest cannot be written.
         """
-        shards: dict[Split, tuple[Shard, ...]] = dict.fromkeys(self.header.clips, ())
-        for unit in self.units:
-            record = _shard(self.folder, unit.name)
-            if record is None:
-                raise ValueError(f"shard {unit.name} is not written")
-            shards[unit.split] += (record,)
-        manifest = TokenManifest(**dict(self.header), complete=True, shards=shards)
-        _write(self.folder / MANIFEST, _json(manifest))
-        for path in self.folder.glob(UNFINISHED):
+        if missing := self.missing():
+            raise ValueError(f"shard {missing[0].name} is not written")
+        written = self.written().items()
+        shards = {
+            split: tuple(record for unit, record in written if unit.split == split)
+            for split in self.header.clips
+        }
+        manifest = TokenManifest(
+            **dict(self.header), tats=__version__, complete=True, shards=shards
+        )
+        with _unless(lambda: _parse_manifest(self.folder).complete):
+            manifest = _write_manifest(self.folder, manifest)
+        for path in (*self.folder.glob(UNFINISHED), *map(self._lock_file, self.units)):
             path.unlink(missing_ok=True)
         return manifest
 
@@ -280,6 +388,8 @@ class TokenDataset(Dataset[TokenClip]):
     Attributes:
         manifest: What the dataset holds.
         labels: Class ids of the clips, int64 (clips,).
+        numbers: Numbers of the clips' videos in the manifest's list, int32 (clips,).
+        starts: Presentation times of the clips' first frames in seconds, float64 (clips,).
 
     Raises:
         DataError: The dataset is incomplete or damaged, or the split is empty.
@@ -298,21 +408,23 @@ class TokenDataset(Dataset[TokenClip]):
         self.paths = [
             folder / f"{_shard_name(split, number)}.safetensors" for number in range(len(records))
         ]
-        self.ends = np.cumsum([record.n for record in records], dtype=np.int64)
+        counts = np.array([record.n for record in records], np.int64)
+        self.ends = np.cumsum(counts)
+        self._firsts = self.ends - counts
         if not records or not self.ends[-1]:
             raise DataError(f"{folder}: no clips in its {split} split")
         columns = [
             _columns(path, record, self.manifest)
             for path, record in zip(self.paths, records, strict=True)
         ]
-        self.labels, self._video, self._start = (
+        self.labels, self.numbers, self.starts = (
             np.concatenate(parts) for parts in zip(*columns, strict=True)
         )
-        self._slices: dict[tuple[str, int], Any] = {}
+        self._maps: dict[int, dict[str, npt.NDArray[np.uint16]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps do not travel to worker processes; each opens its own.
-        return {**self.__dict__, "_slices": {}}
+        return {**self.__dict__, "_maps": {}}
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -323,43 +435,64 @@ class TokenDataset(Dataset[TokenClip]):
 
     def __getitems__(self, items: Sequence[int | Draw]) -> list[TokenClip]:
         """Reads a batch of clips."""
-        return [self._clip(*((item, 0) if isinstance(item, int) else item)) for item in items]
+        draws = [(item, 0) if isinstance(item, int) else item for item in items]
+        numbers = np.array([number for number, _ in draws], np.int64)
+        shards = np.searchsorted(self.ends, numbers, side="right")
+        places = list(zip(shards.tolist(), (numbers - self._firsts[shards]).tolist(), strict=True))
+        text, count, heard = self.wanted.text, len(draws), self.manifest.sound
+        return [
+            TokenClip(*clip)
+            for clip in zip(
+                self._codes("tokens", places, self.manifest.grid),
+                self.labels[numbers].tolist(),
+                [text(self.caption(*draw)) for draw in draws] if text else [NOTHING] * count,
+                self._codes("sound", places, heard.grid)
+                if self.wanted.sound and heard
+                else [NOTHING] * count,
+                strict=True,
+            )
+        ]
 
     def origin(self, number: int) -> tuple[str, float]:
         """The path of a clip's video and the presentation time of its first frame in seconds."""
-        return self.videos[self._video[number]], float(self._start[number])
+        return self.videos[self.numbers[number]], float(self.starts[number])
 
     def caption(self, number: int, draw: int = 0) -> str:
         """What is said about a clip; of several captions, each epoch takes another."""
-        captions = self.captions[self._video[number]] if self.captions else ()
+        captions = self.captions[self.numbers[number]] if self.captions else ()
         return captions[(number + draw // len(self)) % len(captions)] if captions else ""
 
-    def _clip(self, number: int, draw: int) -> TokenClip:
-        shard = int(np.searchsorted(self.ends, number, side="right"))
-        place = number - (int(self.ends[shard - 1]) if shard else 0)
-        text = self.wanted.text
-        return TokenClip(
-            self._codes("tokens", shard, place),
-            int(self.labels[number]),
-            text(self.caption(number, draw)) if text else NOTHING,
-            self._codes("sound", shard, place) if self.wanted.sound else NOTHING,
-        )
+    def _codes(
+        self, column: str, places: Sequence[tuple[int, int]], grid: tuple[int, int, int]
+    ) -> Sequence[Tensor]:
+        """Codes of the clips at places in shards: views of one int64 tensor."""
+        codes = np.empty((len(places), *grid), np.uint16)
+        for row, (shard, place) in enumerate(places):
+            codes[row] = self._map(shard)[column][place]
+        return torch.from_numpy(codes.astype(np.int64)).unbind()
 
-    def _codes(self, column: str, shard: int, place: int) -> Tensor:
-        if (column, shard) not in self._slices:
-            file: Any = safe_open(self.paths[shard], "numpy")
-            self._slices[column, shard] = file.get_slice(column)
-        codes = self._slices[column, shard][place : place + 1][0]
-        return torch.from_numpy(codes.astype(np.int64))
+    def _map(self, shard: int) -> dict[str, npt.NDArray[np.uint16]]:
+        """The codes of a shard, mapped into memory."""
+        if shard not in self._maps:
+            # As tensors, since these share the map of the file; it holds no descriptor, of which
+            # there are fewer than a dataset may have shards.
+            with _opened(self.paths[shard], "pt") as file:
+                self._maps[shard] = {
+                    column: file.get_tensor(column).numpy()
+                    for column in ("tokens", "sound")[: 1 + self.wanted.sound]
+                }
+        return self._maps[shard]
 
 
 def is_token_dataset(path: Path) -> bool:
-    """Whether a folder is a token dataset, complete or not."""
+    """Whether a folder is a token dataset, complete or not, or what is left of one."""
     try:
         content = json.loads((path / MANIFEST).read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == _KIND
+        content = None
+    if isinstance(content, dict) and content.get("kind") == _KIND:
+        return True
+    return any(path.glob("train-[0-9]*.safetensors"))
 
 
 def read_manifest(path: Path) -> TokenManifest:
@@ -370,38 +503,202 @@ def read_manifest(path: Path) -> TokenManifest:
     """
     manifest = _parse_manifest(path)
     if not manifest.complete:
-        units = [unit for split, clips in manifest.clips.items() for unit in _units(split, clips)]
-        done = sum(_shard(path, unit.name) is not None for unit in units)
+        done, units = len(shards_of(path, manifest)), len(_all_units(manifest))
         raise DataError(
-            f"{path}: incomplete, {done} of {len(units)} shards are written",
-            "run the same 'tats encode' again; it goes on where it stopped",
+            f"{path}: incomplete, {done} of {units} shards are written",
+            "run the same 'tats encode' or 'tats tokens merge' again; it goes on where it stopped",
         )
     return manifest
 
 
-def verify(folder: Path) -> tuple[Problem, ...]:
-    """Compares every shard of a complete token dataset with its checksum.
-
-    Returns:
-        The shards that differ; none if all is well.
+def describe(path: Path) -> tuple[TokenManifest, dict[str, Shard]]:
+    """What a token dataset holds or will hold, and the shards that are written, by name.
 
     Raises:
-        DataError: There is no complete token dataset.
+        DataError: It is absent, damaged, or of a newer format.
     """
+    manifest = _parse_manifest(path)
+    return manifest, shards_of(path, manifest)
+
+
+def parse_manifest(content: bytes, path: Path | str, hint: str = _ANEW) -> TokenManifest:
+    """What a manifest says.
+
+    Args:
+        content: The file.
+        path: Where it is, for messages.
+        hint: What helps where it is damaged.
+
+    Raises:
+        DataError: It is damaged, of a newer format, or no manifest of a token dataset.
+    """
+    try:
+        plain = json.loads(content)
+        kind = plain.get("kind") if isinstance(plain, dict) else None
+        if kind == STREAM_KIND:
+            raise DataError(
+                f"{path}: of a stream, not of a token dataset",
+                "only tats gpt train reads streams; those at an address with "
+                'pip install "tatscli[stream]"',
+            )
+        if kind != _KIND:
+            raise DataError(
+                f"{path}: not the manifest of a token dataset", "'tats encode' writes one"
+            )
+        version = plain.get("version", 0)
+        if version > FORMAT:
+            raise DataError(
+                f"{path}: format {version}, this version of tats reads up to {FORMAT}",
+                "update tats",
+            )
+        if version >= _SEALED and plain.get("checksum") != checksum_of(plain):
+            raise ValueError("its checksum is not that of its content")
+        return TokenManifest.model_validate(plain)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged: {error}", hint) from error
+
+
+def verify(folder: Path, progress: Progress | None = None) -> tuple[Problem, ...]:
+    """Compares every shard of a token dataset, as far as it is written, with its checksum.
+
+    Args:
+        folder: The token dataset.
+        progress: Called with the bytes compared and their total.
+
+    Returns:
+        The files that are missing or damaged, shards or their records; none if all is well.
+
+    Raises:
+        DataError: There is no token dataset, or its manifest is damaged.
+    """
+    manifest, shards = describe(folder)
+    total, done = sum(shard.bytes for shard in shards.values()), 0
     problems = []
-    for split, records in read_manifest(folder).shards.items():
-        for number, record in enumerate(records):
-            name = f"{_shard_name(split, number)}.safetensors"
-            try:
-                with (folder / name).open("rb") as file:
-                    found = file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                problems.append(Problem(name, error.strerror or str(error)))
-                continue
-            if found != record.sha256:
-                reason = f"damaged: its sha256 is {found[:12]}..., not {record.sha256[:12]}..."
-                problems.append(Problem(name, reason))
+    with threads(_THREADS) as pool:
+        found = pool.map(partial(_problem, folder, manifest), shards, shards.values())
+        for shard, problem in zip(shards.values(), found, strict=True):
+            problems += [problem] if problem else []
+            done += shard.bytes
+            if progress:
+                progress(done, total)
     return tuple(problems)
+
+
+def verify_shard(file: Path, shard: Shard) -> Problem | None:
+    """What is wrong with the file of a shard, if anything is.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with file.open("rb") as content:
+        found = file_digest(content, "sha256").hexdigest()
+    if found == shard.sha256:
+        return None
+    reason = f"damaged: its sha256 is {found[:12]}..., not {shard.sha256[:12]}..."
+    return Problem(file.name, reason)
+
+
+def vqgans_of(header: TokenHeader) -> dict[str, str]:
+    """The files of the VQGANs that a token dataset holds, with their fingerprints."""
+    sound = {SOUND_FILE: header.sound.fingerprint} if header.sound else {}
+    return {VQGAN_FILE: header.fingerprint, **sound}
+
+
+def verify_vqgan(file: Path, fingerprint: str) -> Problem | None:
+    """What is wrong with the VQGAN of a token dataset, if anything is.
+
+    Args:
+        file: Where it is.
+        fingerprint: Which one it must be.
+    """
+    try:
+        require_intact(file)
+        found = read_vqgan(file).model.fingerprint()
+    except CheckpointError as error:
+        return Problem(file.name, error.message.replace(str(file), "it"))
+    if found != fingerprint:
+        return Problem(file.name, f"is VQGAN {found}, but {MANIFEST} names {fingerprint}")
+    return None
+
+
+def repair(folder: Path, problems: Sequence[Problem]) -> None:
+    """Drops what is damaged; whatever wrote the dataset, run again, writes it anew.
+
+    Args:
+        folder: The token dataset.
+        problems: Its damaged files: shards, their records, or VQGANs.
+
+    Raises:
+        DataError: The folder cannot be written, or its manifest is damaged.
+    """
+    manifest = _parse_manifest(folder)
+    try:
+        for problem in problems:
+            path = folder / problem.path
+            held = (path,) if path.name in vqgans_of(manifest) else _files(path)
+            for file in held:
+                file.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error, DataError) from error
+    _write_manifest(folder, manifest.model_copy(update={"complete": False, "shards": {}}))
+
+
+def shards_of(folder: Path, manifest: TokenManifest) -> dict[str, Shard]:
+    """The records of the shards by name: all of a complete dataset, else those that are written."""
+    if manifest.complete:
+        return {
+            _shard_name(split, number): shard
+            for split, shards in manifest.shards.items()
+            for number, shard in enumerate(shards)
+        }
+    found = {unit.name: written_shard(folder, unit.name) for unit in _all_units(manifest)}
+    return {name: shard for name, shard in found.items() if shard}
+
+
+def shard_count(header: TokenHeader) -> int:
+    """How many shards a dataset has once it is complete."""
+    return len(_all_units(header))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that, on an error or Ctrl-C, end with what they are at."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _unless(is_done: Callable[[], bool]) -> Iterator[None]:
+    """Pass over what cannot be written where another process has written the same.
+
+    Whoever finds a dataset complete clears away what others may have under the pen.
+    """
+    try:
+        yield
+    except DataError:
+        if not is_done():
+            raise
+
+
+def _problem(folder: Path, manifest: TokenManifest, name: str, shard: Shard) -> Problem | None:
+    """What is wrong with a shard or its record, if anything is."""
+    file, record = _files(folder / name)
+    try:
+        if Shard.model_validate_json(record.read_bytes()) != shard:
+            return Problem(record.name, f"damaged: it is not what {MANIFEST} has of its shard")
+        if problem := verify_shard(file, shard):
+            return problem
+        _columns(file, shard, manifest)
+    except ValidationError:
+        return Problem(record.name, "damaged: it is no record of a shard")
+    except OSError as error:
+        return Problem(Path(error.filename or file).name, error.strerror or str(error))
+    except DataError as error:
+        return Problem(file.name, error.message.removeprefix(f"{file}: "))
+    return None
 
 
 def _shard_name(split: Split, number: int) -> str:
@@ -416,12 +713,21 @@ def _units(split: Split, clips: int) -> list[TokenUnit]:
     ]
 
 
-def _shard(folder: Path, name: str) -> Shard | None:
+def _all_units(header: TokenHeader) -> list[TokenUnit]:
+    return [unit for split, clips in header.clips.items() for unit in _units(split, clips)]
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    """A shard and its record."""
+    return path.with_suffix(".safetensors"), path.with_suffix(".json")
+
+
+def written_shard(folder: Path, name: str) -> Shard | None:
     """The record of a shard, if both are there."""
-    path = folder / name
+    file, note = _files(folder / name)
     try:
-        record = Shard.model_validate_json(path.with_suffix(".json").read_bytes())
-        size = path.with_suffix(".safetensors").stat().st_size
+        record = Shard.model_validate_json(note.read_bytes())
+        size = file.stat().st_size
     except (FileNotFoundError, ValidationError):
         return None
     return record if size == record.bytes else None
@@ -439,22 +745,29 @@ def _as_stored(
     return np.ascontiguousarray(found, np.uint16)
 
 
+@contextmanager
+def _opened(path: Path, framework: Literal["numpy", "pt"]) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework) as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", mending(path.parent)) from error
+
+
 def _columns(
     path: Path, record: Shard, manifest: TokenManifest
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
     grids = {"tokens": manifest.grid}
     if manifest.sound:
         grids["sound"] = manifest.sound.grid
-    try:
-        with safe_open(path, "numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in grids}
-            columns = tuple(file.get_tensor(name) for name in ("label", "video", "start"))
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read: {error}", _REPAIR) from error
+    with _opened(path, "numpy") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in grids}
+        columns = tuple(file.get_tensor(name) for name in ("label", "video", "start"))
     for name, grid in grids.items():
         if shapes[name] != (record.n, *grid):
             raise DataError(
-                f"{path}: {name} of shape {shapes[name]}, not {(record.n, *grid)}", _REPAIR
+                f"{path}: {name} of shape {shapes[name]}, not {(record.n, *grid)}",
+                mending(path.parent),
             )
     return columns[0], columns[1], columns[2]
 
@@ -462,21 +775,28 @@ def _columns(
 def _parse_manifest(folder: Path) -> TokenManifest:
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or content.get("kind") != _KIND:
-            raise DataError(f"{path}: not the manifest of a token dataset")
-        if content.get("version", 0) > FORMAT:
-            raise DataError(
-                f"{path}: format {content['version']}, this version of tats reads up to {FORMAT}",
-                "update tats",
-            )
-        return TokenManifest.model_validate(content)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(
             f"{folder}: no token dataset, {MANIFEST} is not there", "'tats encode' writes one"
         ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: damaged: {error}", _REPAIR) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}", _ANEW) from error
+    return parse_manifest(content, path)
+
+
+def _write_manifest(folder: Path, manifest: TokenManifest) -> TokenManifest:
+    """Write a manifest with its checksum, and give it back with that."""
+    plain = manifest.model_copy(update={"version": FORMAT})
+    sealed = plain.model_copy(update={"checksum": checksum_of(plain.model_dump(mode="json"))})
+    _write(folder / MANIFEST, as_json(sealed))
+    return sealed
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """Of a manifest as plain values; its own checksum does not count."""
+    plain = {name: value for name, value in content.items() if name != "checksum"}
+    return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_other(folder: Path, present: TokenManifest, header: TokenHeader) -> None:
@@ -495,12 +815,18 @@ def _refuse_other(folder: Path, present: TokenManifest, header: TokenHeader) -> 
             )
 
 
+def mending(folder: Path) -> str:
+    """What helps where files of a dataset are missing or damaged."""
+    return f"tats tokens verify {folder} --repair drops what is damaged; then {REWRITING}"
+
+
 def _brief(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _json(record: BaseModel) -> bytes:
+def as_json(record: BaseModel) -> bytes:
+    """A record or manifest as it is written."""
     return record.model_dump_json(indent=1).encode() + b"\n"
 
 

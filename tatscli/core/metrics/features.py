@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from tatscli.config.sample import Precision
+from tatscli.config.compute import Precision
 from tatscli.core.data.video import Frames
 from tatscli.core.models.i3d import CLASSES, I3D, SIDE
 from tatscli.core.models.inference import i3d_for_inference

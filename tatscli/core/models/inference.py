@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tatscli.config.sample import Precision
+from tatscli.config.compute import Precision
 from tatscli.core.models.gpt import GPT
 from tatscli.core.models.i3d import I3D
 from tatscli.core.models.vqgan import VQGAN

@@ -203,6 +203,38 @@ class StoppedError(Exception):
     """Leaves a validation that a signal came before or into, once the run is saved."""
 
 
+class SameWeights(Callback):
+    """Stops a run whose ranks have drifted apart, rather than save the weights of one of them.
+
+    Statistics of batch norm are each rank's own, where they are not shared.
+    """
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Compare the sums of all weights, and of the codebook with its statistics.
+
+        Raises:
+            RunError: They differ.
+        """
+        if trainer.world_size == 1:
+            return
+        state = pl_module.state_dict()
+        names = [name for name, value in state.items() if value.is_floating_point()]
+        names = [name for name in names if ".running_" not in name]
+        of_all = pl_module.all_gather(torch.stack([state[n].double().sum() for n in names]))
+        assert isinstance(of_all, Tensor)
+        differ = (of_all != of_all[0]).any(dim=0)
+        if not bool(differ.any()):
+            return
+        first = names[int(differ.int().argmax())]
+        raise RunError(
+            f"step {trainer.global_step}: {int(differ.sum())} of {len(names)} weights differ "
+            f"between processes, the first is {first}",
+            "continue from the last checkpoint; if it happens again, one of the devices is faulty",
+        )
+
+
 class GracefulStop(Callback):
     """Stops at the end of the step on Ctrl-C, SIGTERM and SIGUSR1, after saving.
 
@@ -270,8 +302,9 @@ class GracefulStop(Callback):
         if trainer.global_step == trainer.max_steps:
             return False
         told = trainer.strategy.reduce_boolean_decision(self.signal != 0, all=False)
-        if told:
-            self.signal = self.signal or signal.SIGTERM
+        if told:  # any rank, which the others then name
+            mine = torch.tensor(self.signal, device=trainer.strategy.root_device)
+            self.signal = int(trainer.strategy.reduce(mine, reduce_op="max"))
         return told
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

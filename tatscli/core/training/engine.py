@@ -25,9 +25,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from tatscli.config.sample import Precision
+from tatscli.config.compute import Precision
 from tatscli.config.train import ComputeConfig, LoopConfig
-from tatscli.core.data.clips import ConsumedBatchSampler
+from tatscli.core.data.clips import ConsumedBatchSampler, Order
+from tatscli.core.data.loading import Sheltered, checked, collate
 from tatscli.core.failures import explained
 from tatscli.core.limits import peak_at_a_glance
 from tatscli.core.original import read_original
@@ -39,6 +40,7 @@ from tatscli.core.training.callbacks import (
     OnStep,
     Pictures,
     RandomState,
+    SameWeights,
     StoppedError,
     Telling,
     WaitingTime,
@@ -71,11 +73,13 @@ class Clips:
         train: Items by address.
         slots: Places that the sampler draws from; an epoch visits each once.
         validation: Fixed items.
+        order: The order in which an epoch takes the places; by default, that of the sampler.
     """
 
     train: Dataset[Any]
     slots: int
     validation: Dataset[Any]
+    order: Order | None = None
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,11 @@ class ClipData(lightning.LightningDataModule):
             start_step=self.trainer.global_step,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            order=self._clips.order,
         )
-        return DataLoader(self._clips.train, batch_sampler=sampler, **self._reading(self._workers))
+        return DataLoader(
+            Sheltered(self._clips.train), batch_sampler=sampler, **self._reading(self._workers)
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """This rank's share of the validation clips."""
@@ -130,14 +137,19 @@ class ClipData(lightning.LightningDataModule):
         # A rank with nothing to validate would leave the others waiting for its figures.
         share = range(rank, count, self.trainer.world_size) or [rank % count]
         return DataLoader(
-            Subset(held, list(share)),
+            Sheltered(Subset(held, list(share))),
             batch_size=self._loop.batch_size,
             **self._reading(min(self._workers, 2)),
         )
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Raise what went wrong in reading a batch."""
+        return checked(batch)
+
     def _reading(self, workers: int) -> dict[str, Any]:
         return {
             "num_workers": workers,
+            "collate_fn": collate,
             # Else each new iterator, that of validation too, would draw a number of training's.
             "generator": torch.Generator().manual_seed(self._loop.seed),
             "persistent_workers": workers > 0,
@@ -184,12 +196,12 @@ def fit(
     stop = GracefulStop(checkpoints, held // placement.world // loop.batch_size)
     waiting = WaitingTime()
     metrics = MetricsFile(folder / "metrics.csv")
-    _quieten()
+    quieten()
     trainer = lightning.Trainer(
         accelerator=placement.accelerator,
         devices=placement.processes,
         num_nodes=placement.nodes,
-        strategy=_strategy(placement, module),
+        strategy=strategy(placement, module.has_several_optimizers),
         precision=placement.precision,
         max_steps=loop.max_steps,
         max_epochs=-1,
@@ -209,9 +221,10 @@ def fit(
             metrics,
         ],
         profiler=waiting,
-        plugins=[AtomicCheckpointIO(), _ENVIRONMENTS[placement.started_by]()],
+        plugins=[AtomicCheckpointIO(), environment(placement)],
         callbacks=[
             RandomState(),
+            SameWeights(),
             # Before the pictures, which take time of their own.
             Telling(
                 on_step, loop.log_every, figures, _least_seconds(module, placement) or 0.0, waiting
@@ -250,20 +263,30 @@ def _least_seconds(module: Stage, placement: Placement) -> float:
     return module.step_operations * share / peak
 
 
-def _strategy(placement: Placement, module: Stage) -> Any:
+def environment(placement: Placement) -> ClusterEnvironment:
+    """Who tells a process which one it is."""
+    return _ENVIRONMENTS[placement.started_by]()
+
+
+def strategy(
+    placement: Placement,
+    has_several_optimizers: bool = False,
+    timeout: timedelta = COLLECTIVE_TIMEOUT,
+) -> Any:
+    """How the processes work together."""
     if placement.world == 1:
         return "auto"
     return DDPStrategy(
         # Of several optimisers, each one's backward reaches its own networks only.
-        find_unused_parameters=module.has_several_optimizers,
+        find_unused_parameters=has_several_optimizers,
         # All ranks compute the same codebook from summed statistics; sending it would hide a fault.
         broadcast_buffers=False,
         process_group_backend="nccl" if placement.accelerator == "cuda" else "gloo",
-        timeout=COLLECTIVE_TIMEOUT,
+        timeout=timeout,
     )
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silence what Lightning says about choices that are made on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

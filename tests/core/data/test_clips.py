@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tatscli.config.data import ClipConfig
+from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import (
     FRAMES,
     Address,
@@ -57,6 +58,11 @@ def reread(folder: Path, count: int, **clip: float) -> ClipSource:
         path = f"{number}.mkv"
         entries.append(VideoEntry(path, "file", "train", number, info, 0, len(info.times)))
     return ClipSource(entries, folder, ClipConfig.model_validate({"resolution": SIDE, **clip}))
+
+
+def any_bad(source: ClipSource) -> BadVideos:
+    """Any number of bad videos may be among those of a source."""
+    return BadVideos(source.root, len(source.entries), 1.0)
 
 
 def test_a_video_of_exactly_the_needed_length_has_one_clip(tmp_path: Path) -> None:
@@ -120,7 +126,8 @@ def test_short_videos_are_named_with_both_numbers(tmp_path: Path) -> None:
 
 
 def test_an_epoch_tiles_the_videos_and_every_start_can_be_drawn(tmp_path: Path) -> None:
-    clips = TrainClips(source(tmp_path, [16, 50, 33], sequence_length=16), seed=0)
+    found = source(tmp_path, [16, 50, 33], sequence_length=16)
+    clips = TrainClips(found, 0, any_bad(found))
     assert len(clips) == 1 + 3 + 2
     drawn = {clips.address((slot, number)) for slot in range(6) for number in range(300)}
     assert {address.start for address in drawn if address.entry == 0} == {0}
@@ -130,9 +137,12 @@ def test_an_epoch_tiles_the_videos_and_every_start_can_be_drawn(tmp_path: Path) 
 
 def test_a_draw_is_determined_by_seed_and_number(tmp_path: Path) -> None:
     found = source(tmp_path, [45], sequence_length=8)
-    clips, copy = TrainClips(found, 3), pickle.loads(pickle.dumps(TrainClips(found, 3)))
+    clips, copy = (
+        TrainClips(found, 3, any_bad(found)),
+        pickle.loads(pickle.dumps(TrainClips(found, 3, any_bad(found)))),
+    )
     assert torch.equal(clips[(0, 7)].video, copy[(0, 7)].video)
-    others = [TrainClips(found, 4).address((0, number)) for number in range(20)]
+    others = [TrainClips(found, 4, any_bad(found)).address((0, number)) for number in range(20)]
     assert [clips.address((0, number)) for number in range(20)] != others
 
 
@@ -141,10 +151,10 @@ def test_a_damaged_clip_is_replaced_in_training_and_named_once(
 ) -> None:
     found = source(tmp_path, [20, 20, 20], sequence_length=16)
     (tmp_path / "1.mkv").write_bytes((tmp_path / "1.mkv").read_bytes()[:1000])
-    clips = TrainClips(found, 0)
+    clips = TrainClips(found, 0, any_bad(found))
     with caplog.at_level(logging.WARNING):
         labels = {clips[(1, number)].label for number in range(20)}
-        again = TrainClips(found, 0)[(1, 5)]
+        again = TrainClips(found, 0, any_bad(found))[(1, 5)]
     assert labels == {0, 2}
     assert torch.equal(again.video, clips[(1, 5)].video)
     assert len([record for record in caplog.records if "1.mkv" in record.message]) == 2
@@ -155,7 +165,7 @@ def test_a_damaged_clip_is_replaced_in_training_and_named_once(
 def test_a_damaged_clip_is_an_error_where_training_is_strict(tmp_path: Path) -> None:
     found = source(tmp_path, [20, 20], sequence_length=16)
     (tmp_path / "1.mkv").write_bytes((tmp_path / "1.mkv").read_bytes()[:1000])
-    clips = TrainClips(found, 0, strict=True)
+    clips = TrainClips(found, 0, any_bad(found), strict=True)
     assert clips[(0, 0)].label == 0
     with pytest.raises(DataError, match=r"1\.mkv") as caught:
         clips[(1, 0)]
@@ -166,7 +176,7 @@ def test_training_ends_where_nothing_can_be_decoded(tmp_path: Path) -> None:
     found = source(tmp_path, [20], sequence_length=16)
     (tmp_path / "0.mkv").write_bytes(b"")
     with pytest.raises(DataError, match="11 clips in a row"):
-        TrainClips(found, 0)[(0, 0)]
+        TrainClips(found, 0, any_bad(found))[(0, 0)]
 
 
 def test_validation_clips_are_spread_evenly(tmp_path: Path) -> None:
@@ -218,7 +228,8 @@ def test_every_epoch_is_a_new_permutation_of_the_slots() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loaders_give_the_same_clips_with_and_without_workers(tmp_path: Path, workers: int) -> None:
-    clips = TrainClips(source(tmp_path, [30, 20], sequence_length=8), 0)
+    found = source(tmp_path, [30, 20], sequence_length=8)
+    clips = TrainClips(found, 0, any_bad(found))
     sampler = ConsumedBatchSampler(len(clips), 0, 2, 3)
     batches = list(DataLoader(clips, batch_sampler=sampler, num_workers=workers))
     assert batches[0].video.shape == (2, 3, 8, SIDE, SIDE)
@@ -291,14 +302,14 @@ def test_each_epoch_takes_another_caption_of_a_video(tmp_path: Path) -> None:
     captions = ("one", "two", "three")
     entry = entry_of(tmp_path, "a.mkv", captions=captions)
     found = source_of(tmp_path, entry, entry, wanted=Wanted(text=spelt))
-    clips = TrainClips(found, 0)
+    clips = TrainClips(found, 0, any_bad(found))
     draws = [draw for batch in ConsumedBatchSampler(len(clips), 0, 2, 9) for draw in batch]
     assert len(draws) == 3 * len(clips)
     taken: dict[int, list[str]] = {}
     for draw in draws:
         said = found.caption(clips.address(draw))
         assert clips[draw].text.tolist() == spelt(said).tolist()
-        assert TrainClips(found, 0).address(draw) == clips.address(draw)
+        assert TrainClips(found, 0, any_bad(found)).address(draw) == clips.address(draw)
         taken.setdefault(draw[0], []).append(said)
     assert {slot: sorted(said) for slot, said in taken.items()} == {
         slot: sorted(captions) for slot in range(len(clips))

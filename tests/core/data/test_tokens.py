@@ -1,5 +1,6 @@
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader
 
+from tatscli import __version__
 from tatscli.config.data import ClipConfig
 from tatscli.core.data import tokens as module
 from tatscli.core.data.clips import ConsumedBatchSampler, Wanted
@@ -17,8 +19,10 @@ from tatscli.core.data.tokens import (
     TokenHeader,
     TokenUnit,
     TokenWriter,
+    describe,
     is_token_dataset,
     read_manifest,
+    repair,
     verify,
 )
 from tatscli.errors import DataError
@@ -178,15 +182,87 @@ def test_clips_that_failed_are_recorded_and_not_counted(tmp_path: Path) -> None:
         TokenDataset(tmp_path / "t", "val")
 
 
-def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+Damage = Callable[[Path], object]
+
+
+def flip(place: int) -> Damage:
+    """Another bit at a place, counted from the end."""
+
+    def damage(file: Path) -> None:
+        content = bytearray(file.read_bytes())
+        content[-place] ^= 4
+        file.write_bytes(content)
+
+    return damage
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def edited(old: str, new: str) -> Damage:
+    def damage(file: Path) -> None:
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("train-00001.safetensors", flip(7), "sha256"),
+        ("train-00001.safetensors", flip(600), "sha256"),
+        ("train-00002.safetensors", cut, "sha256"),
+        ("train-00000.safetensors", Path.unlink, "No such file"),
+        ("val-00000.json", Path.unlink, "No such file"),
+        ("val-00000.json", cut, "no record"),
+        ("train-00001.json", edited('"n": 10', '"n": 11'), "manifest.json"),
+        ("train-00001.json", edited('"sha256": "', '"sha256": "0'), "manifest.json"),
+    ],
+)
+def test_damage_of_every_kind_is_found_named_and_mended(
+    tmp_path: Path, name: str, damage: Damage, reason: str
+) -> None:
     folder = dataset(tmp_path / "t")
-    shard = folder / "train-00001.safetensors"
-    content = bytearray(shard.read_bytes())
-    content[-7] ^= 4
-    shard.write_bytes(content)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    damage(folder / name)
     (problem,) = verify(folder)
-    assert problem.path == shard.name
-    assert "sha256" in problem.reason
+    assert problem.path == name
+    assert reason in problem.reason
+    repair(folder, [problem])
+    with pytest.raises(DataError, match="incomplete, 3 of 4 shards"):
+        read_manifest(folder)
+    assert verify(folder) == ()
+    writer = TokenWriter(folder, header())
+    (unit,) = writer.missing()
+    assert name.startswith(unit.name)
+    write(writer, unit)
+    writer.finish()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_shards_that_two_datasets_exchanged_are_damaged(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "t")
+    for suffix in (".safetensors", ".json"):
+        first, second = (folder / f"train-0000{n}{suffix}" for n in (0, 1))
+        first.rename(tmp_path / "aside")
+        second.rename(first)
+        (tmp_path / "aside").rename(second)
+    assert [p.path for p in verify(folder)] == ["train-00000.json", "train-00001.json"]
+
+
+def test_what_is_written_of_an_incomplete_dataset_is_compared_too(tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path / "t", header())
+    for unit in writer.units[:2]:
+        write(writer, unit)
+    told: list[tuple[int, int]] = []
+    assert verify(tmp_path / "t", lambda done, total: told.append((done, total))) == ()
+    sizes = [shard.bytes for shard in describe(tmp_path / "t")[1].values()]
+    assert told == [(sizes[0], sum(sizes)), (sum(sizes), sum(sizes))]
+    flip(7)(tmp_path / "t" / "train-00001.safetensors")
+    assert [p.path for p in verify(tmp_path / "t")] == ["train-00001.safetensors"]
 
 
 def test_a_cut_or_missing_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -214,18 +290,83 @@ def test_manifests_that_cannot_be_used_are_named_with_the_cause(tmp_path: Path) 
         assert str(folder) in caught.value.message
         return caught.value.message
 
-    assert "format 3, this version of tats reads up to 2" in message(
-        json.dumps({**json.loads(whole), "version": 3})
-    )
+    def changed(**fields: object) -> str:
+        return message(json.dumps({**json.loads(whole), **fields}))
+
+    assert "format 4, this version of tats reads up to 3" in changed(version=4)
     assert "damaged" in message(whole[:100])
-    assert not is_token_dataset(folder)
-    assert "damaged" in message(json.dumps({**json.loads(whole), "codes": "many"}))
+    for fields in (
+        {"version": "new"},
+        {"codes": "many"},
+        {"codes": 65535},
+        {"classes": ["dog", "cat"]},
+        {"fingerprint": "abd"},
+        {"complete": False},
+        {"checksum": ""},
+        {"shards": {"train": []}},
+    ):
+        assert "damaged" in changed(**fields)
     assert "not the manifest" in message('{"name": "web app"}')
+    assert is_token_dataset(folder)  # or what is left of one
     manifest.unlink()
-    assert not is_token_dataset(folder)
+    assert is_token_dataset(folder)
     with pytest.raises(DataError, match="no token dataset") as caught:
         read_manifest(folder)
     assert "tats encode" in caught.value.hint
+    for path in folder.iterdir():
+        path.unlink()
+    assert not is_token_dataset(folder)
+    (folder / "manifest.json").write_text('{"name": "web app"}')
+    assert not is_token_dataset(folder)
+
+
+def older(folder: Path) -> None:
+    """Make the manifest one of the format before checksums."""
+    manifest = folder / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    del fields["tats"], fields["checksum"]
+    manifest.write_text(json.dumps({**fields, "version": 2}))
+
+
+def test_datasets_of_the_format_before_are_opened_and_completed(tmp_path: Path) -> None:
+    folder, straight = dataset(tmp_path / "t"), dataset(tmp_path / "straight")
+    older(folder)
+    assert len(TokenDataset(folder, "train")) == 25
+    assert verify(folder) == ()
+    begun = tmp_path / "begun"
+    writer = TokenWriter(begun, header())
+    write(writer, writer.units[0])
+    older(begun)
+    writer = TokenWriter(begun, header())
+    for unit in writer.missing():
+        write(writer, unit)
+    writer.finish()
+    for path in straight.iterdir():
+        assert (begun / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_manifest_says_who_wrote_it(tmp_path: Path) -> None:
+    assert read_manifest(dataset(tmp_path / "t")).tats == __version__
+
+
+def test_batches_are_read_without_holding_files_open(tmp_path: Path) -> None:
+    train = TokenDataset(dataset(tmp_path / "t"), "train")
+    before = len(list(Path("/dev/fd").iterdir()))
+    numbers = [24, 3, 3, 11, 0, 19]
+    batch = train.__getitems__(numbers)
+    assert len(list(Path("/dev/fd").iterdir())) == before
+    for number, clip in zip(numbers, batch, strict=True):
+        assert torch.equal(clip.tokens, codes("train", number, number + 1)[0])
+        assert torch.equal(clip.tokens, train[number].tokens)
+        assert clip.label == number % 2
+
+
+def test_a_shard_that_is_gone_when_it_is_read_is_named(tmp_path: Path) -> None:
+    train = TokenDataset(dataset(tmp_path / "t"), "train")
+    train.paths[1].unlink()
+    assert train[0].label == 0
+    with pytest.raises(DataError, match="train-00001"):
+        train[10]
 
 
 SOUND = {"fingerprint": "heard", "codes": 512, "grid": (4, 2, 1), "missing": "silence"}

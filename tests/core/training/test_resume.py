@@ -1,18 +1,19 @@
 """Interruptions: a run that was stopped, killed or broken goes on as if nothing had happened."""
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import Codes, Run, Train
+from tiny_runs import Codes, Run, Train, Videos
 
 from tatscli.core.training import callbacks, engine
 from tatscli.core.training.callbacks import MetricsFile
 from tatscli.core.training.gpt import GPTTraining
 from tatscli.core.training.vqgan import VQGANTraining
-from tatscli.errors import CheckpointError
+from tatscli.errors import CheckpointError, DataError, DeviceError, RunError
 
 GAN = {"image_gan_weight": 1, "video_gan_weight": 1, "disc_start": 2, "disc_warmup": 1}
 RESTART = {"random_restart": True, "restart_threshold": 0.9, "codebook_decay": 0.5}
@@ -77,11 +78,17 @@ def test_a_gpt_that_was_stopped_goes_on_exactly(train: Train, steps: int) -> Non
     assert_same_run(train("gpt", "parts", resume=True), whole)
 
 
-@pytest.mark.parametrize(("steps", "workers"), [(2, 0), (3, 0), (3, 1), (4, 1)])
-def test_a_vqgan_that_was_stopped_goes_on_exactly(train: Train, steps: int, workers: int) -> None:
-    whole = train("vqgan", "whole", **VQGAN)
-    train("vqgan", "parts", watch=stop_at(steps), workers=workers, **VQGAN)
-    assert_same_run(train("vqgan", "parts", resume=True, workers=workers, **VQGAN), whole)
+@pytest.mark.parametrize(
+    ("steps", "workers", "accumulate"), [(2, 0, 1), (3, 0, 3), (3, 1, 1), (4, 2, 1)]
+)
+def test_a_vqgan_that_was_stopped_goes_on_exactly(
+    train: Train, steps: int, workers: int, accumulate: int
+) -> None:
+    # 7 slots in batches of 2: an epoch ends within the fourth step; discriminators warm up at 1.
+    settings = VQGAN | {"train": {"accumulate": accumulate}}
+    whole = train("vqgan", "whole", **settings)
+    train("vqgan", "parts", watch=stop_at(steps), workers=workers, **settings)
+    assert_same_run(train("vqgan", "parts", resume=True, workers=workers, **settings), whole)
 
 
 def test_the_codebook_restarts_codes_in_these_runs(train: Train) -> None:
@@ -357,3 +364,60 @@ def test_validation_clips_are_the_same_for_every_run(train: Train) -> None:
     ]
     one, other = (run.values("val/loss")[0] for run in runs)
     assert one == pytest.approx(other, rel=1e-5)
+
+
+class Dies(Videos):
+    """Clips whose reader is killed at one of them."""
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Any:
+        if not isinstance(item, int) and item[1] == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(item)
+
+
+class Refuses(Videos):
+    """Clips of which one cannot be read."""
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Any:
+        if not isinstance(item, int) and item[1] == 6:
+            raise DataError("clip 6 is broken", "leave it out")
+        return super().__getitem__(item)
+
+
+def test_a_reader_that_is_killed_is_named_with_what_helps(train: Train) -> None:
+    with pytest.raises(
+        DataError, match=r"process [\d, ]+ that read clips (was killed|exited)"
+    ) as caught:
+        train("vqgan", clips=Dies(), workers=1)
+    assert "--workers" in caught.value.hint
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_reader_is_the_error_itself(train: Train, workers: int) -> None:
+    with pytest.raises(DataError) as caught:
+        train("vqgan", clips=Refuses(), workers=workers)
+    assert (caught.value.message, caught.value.hint) == ("clip 6 is broken", "leave it out")
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "says", "helps"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"),
+         DeviceError, "out of memory on the GPU: CUDA out of memory", "--recompute"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
+                      ": you tried to allocate 9 bytes. Error code 12"),
+         DeviceError, "out of memory", "--batch-size 1"),
+        (RuntimeError("[pair.cc:1] Connection closed by peer [127.0.0.1]:1. gloo"),
+         RunError, "another process of this run ended", "--resume"),
+    ],
+)  # fmt: skip
+def test_failures_of_the_machine_say_what_helps(
+    train: Train, raised: Exception, kind: type[Exception], says: str, helps: str
+) -> None:
+    def watch(module: Any, step: int) -> None:
+        if step == 2:
+            raise raised
+
+    with pytest.raises(kind, match=says) as caught:
+        train("gpt", watch=watch)
+    assert helps in caught.value.hint  # type: ignore[attr-defined]

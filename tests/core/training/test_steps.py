@@ -250,6 +250,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_term(
     with pytest.raises(RunError, match=f"step 3: {term} = nan") as caught:
         train(kind, clips=clips, watch=watch, train={"checkpoint_every": 1})
     assert "--learning-rate" in caught.value.hint
+    assert re.search(r"the last good checkpoint is .*last\.ckpt of step 3", caught.value.message)
 
 
 def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(
