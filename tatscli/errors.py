@@ -9,6 +9,7 @@ import errno
 DISK_HINTS = {
     errno.ENOSPC: "free some space, or write elsewhere with --out",
     errno.EDQUOT: "free some space of your quota, or write elsewhere with --out",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or write elsewhere with --out",
     errno.EROFS: "write elsewhere with --out",
     errno.EACCES: "check the permissions, or write elsewhere with --out",
     errno.ENOTDIR: "a part of this path is a file",

@@ -166,6 +166,7 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
         finally:
             writer.release()
         gathered(None)  # the others have written theirs, too
+        task.update(_clips_in(missing) - _clips_in(writer.missing()))
     if left := len(writer.missing()):
         reporter.note(
             f"{left} of {len(writer.units)} shards are in the hands of other processes; the last "

@@ -421,7 +421,7 @@ def test_a_flipped_bit_beside_the_records_is_found_or_changes_nothing(
 @pytest.mark.parametrize(
     ("place", "bit"),
     [
-        (38, 4),  # it is a folder, for which torch reads what its memory happens to hold
+        (38, 4),  # it is a folder, for which torch gives what its memory happens to hold
         (10, 3),  # it is compressed
         (8, 0),  # it is encrypted
         (6, 6),  # it needs a later version of the format
@@ -432,9 +432,23 @@ def test_a_flipped_bit_beside_the_records_is_found_or_changes_nothing(
 def test_a_directory_that_says_otherwise_of_a_record_is_refused(
     last: Path, tmp_path: Path, place: int, bit: int
 ) -> None:
+    content = last.read_bytes()
     with zipfile.ZipFile(last) as archive:
-        directory = archive.start_dir
-    assert flip(last.read_bytes(), directory + place, bit, tmp_path / "flipped.ckpt")
+        name = next(name for name in archive.namelist() if name.endswith("/data/0"))
+        entry = content.index(name.encode(), archive.start_dir) - 46
+    assert flip(content, entry + place, bit, tmp_path / "flipped.ckpt")
+
+
+def test_a_compressed_archive_is_refused(last: Path, tmp_path: Path) -> None:
+    file = tmp_path / "packed.ckpt"
+    with (
+        zipfile.ZipFile(last) as plain,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(CheckpointError, match=r"packed\.ckpt"):
+        require_intact(file)
 
 
 @pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.soak)])

@@ -5,6 +5,7 @@ Its own sampler for several processes is not used: it repeats items until all ha
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -30,7 +31,6 @@ class _Work(lightning.LightningModule):
         self._start = start
         self._started_here = started_here
         self._parent = os.getppid()
-        self._ends = False
 
     def predict_dataloader(self) -> Iterator[Any]:
         """The batches of this process."""
@@ -58,28 +58,34 @@ class _Work(lightning.LightningModule):
         return batch_idx
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        self._ends = True
         _end_others(self.trainer)
         sys.exit(128 + number)
 
     def _look_after(self, number: int, frame: FrameType | None) -> None:
         """End where one that was started has ended early, in the way in which it did."""
-        processes = getattr(self.trainer.strategy.launcher, "procs", [])
-        code = next(filter(None, (process.poll() for process in processes)), 0)
-        if self._ends or not code:
+        code = next(filter(None, (process.poll() for process in _started(self.trainer))), 0)
+        if not code:
             return
-        self._ends = True
+        _end_others(self.trainer)
         if code == 128 + signal.SIGINT:
             raise KeyboardInterrupt
         if code == 128 + signal.SIGTERM:
-            self._end(signal.SIGTERM, frame)
+            sys.exit(code)
         raise RunError(f"another process of this command ended with code {code}", AGAIN)
 
 
+def _started(trainer: lightning.Trainer) -> "list[subprocess.Popen[bytes]]":
+    """The processes that this one started."""
+    return getattr(trainer.strategy.launcher, "procs", [])
+
+
 def _end_others(trainer: lightning.Trainer) -> None:
-    """End the processes that this one started."""
-    if trainer.strategy.launcher:
-        trainer.strategy.launcher.kill(signal.SIGTERM)
+    """End the processes that this one started, and have it end by itself."""
+    started = _started(trainer)
+    for process in started:
+        process.terminate()
+    # Lightning watches them and, once one has failed, would kill this one as it is ending.
+    started.clear()
 
 
 def predict(start: Start, placement: Placement) -> None:
