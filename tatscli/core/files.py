@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
 from tatscli.errors import DISK_HINTS, DataError, TatsError
 
@@ -23,7 +24,8 @@ def aside(file: Path, *, sync: bool = False) -> Iterator[Path]:
         file: What is to be written; its folder is made where it is missing.
         sync: Whether the content must be on the disk before the name is, and the name after.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+    # Processes on several machines, or in containers, may have the same number.
+    partial = file.with_name(f".{file.name}.{os.getpid()}-{token_hex(4)}.part")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
