@@ -12,7 +12,7 @@ import numpy as np
 
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.check import CheckConfig
-from tatscli.config.data import ClipConfig
+from tatscli.config.data import ClipConfig, DataConfig, GPTDataConfig
 from tatscli.config.synth import SynthConfig
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import (
@@ -152,6 +152,13 @@ def open_videos(
     name_problems(clips.problems, reporter)
     _note_silent(clips, reporter)
     return clips
+
+
+def open_data(
+    data: DataConfig | GPTDataConfig, clip: ClipConfig, reporter: Reporter, wanted: Wanted
+) -> VideoClips:
+    """``open_videos`` of the dataset, and with the tolerance, that the settings name."""
+    return open_videos(data.data, clip, reporter, wanted, strict=data.strict, max_bad=data.max_bad)
 
 
 def _note_silent(clips: VideoClips, reporter: Reporter) -> None:

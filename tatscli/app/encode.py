@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tatscli.app.data import Split, VideoClips, open_videos, problem_of
+from tatscli.app.data import Split, VideoClips, open_data, problem_of
 from tatscli.app.devices import choose_device, devices_notes, place
 from tatscli.app.fitting import (
     clips_for,
@@ -128,14 +128,7 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     sound = read_sound_vqgan(options.sound_vqgan) if options.sound_vqgan else None
     needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
-    videos = open_videos(
-        config.data.data,
-        clip,
-        reporter,
-        wanted,
-        strict=config.data.strict,
-        max_bad=config.data.max_bad,
-    )
+    videos = open_data(config.data, clip, reporter, wanted)
     stride = options.stride or clip.sequence_length
     clips = {split: videos.every(split, stride) for split in SPLITS}
     heard = None

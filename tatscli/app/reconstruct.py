@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tatscli.app.data import VideoClips, name_problems, open_videos, problem_of
+from tatscli.app.data import VideoClips, name_problems, open_data, problem_of
 from tatscli.app.devices import choose_device
 from tatscli.app.fitting import clips_for
 from tatscli.app.reporting import Reporter, Silent
@@ -104,14 +104,7 @@ def evaluate_vqgan(
             input="sound" if trained.is_of_sound else "video",
             needs_sound=config.data.missing_sound == "skip",
         )
-        videos = open_videos(
-            config.data.data,
-            clip,
-            reporter,
-            wanted,
-            strict=config.data.strict,
-            max_bad=config.data.max_bad,
-        )
+        videos = open_data(config.data, clip, reporter, wanted)
         scores = _score(trained, videos, config, reporter)
     if not config.eval.time:
         return VQGANEvalResult(checkpoint, trained.step, scores, None, "")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from tatscli.app.architecture import gpt_architecture, keep_dropout, settle_gpt, settle_vqgan
-from tatscli.app.data import open_videos, spread
+from tatscli.app.data import open_data, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
 from tatscli.app.launch import is_helper
 from tatscli.app.pictures import save_reconstructions, save_samples, save_sounds
@@ -226,9 +226,7 @@ def _vqgan_job(
     data = config.data
     is_sound = data.input == "sound"
     wanted = Wanted(input=data.input, needs_sound=data.missing_sound == "skip")
-    videos = open_videos(
-        data.data, data, reporter, wanted, strict=data.strict, max_bad=data.max_bad
-    )
+    videos = open_data(data, data, reporter, wanted)
     if is_sound:
         must_be_heard(videos, "--input sound")
     clips = video_clips(videos, config, reporter)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Subset
 
-from tatscli.app.data import VideoClips, decodable, name_problems, open_videos, spread
+from tatscli.app.data import VideoClips, decodable, name_problems, open_data, spread
 from tatscli.app.encode import SPLITS, check_fingerprint
 from tatscli.app.fitting import (
     check_sound_vqgan,
@@ -144,14 +144,7 @@ def _videos(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
         sound = _sound_vqgan(config, start)
     needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
-    videos = open_videos(
-        config.data.data,
-        clip,
-        reporter,
-        wanted,
-        strict=config.data.strict,
-        max_bad=config.data.max_bad,
-    )
+    videos = open_data(config.data, clip, reporter, wanted)
     if sound:
         must_be_heard(videos, f"--condition {config.model.condition}")
         note_other_rate(sound, videos.rate, reporter)

@@ -263,8 +263,9 @@ def _saved_folder(model: type[Config], layers: list[Layer]) -> Path | None:
     outs = [layer.values.get("train", {}).get("out") for layer in reversed(layers)]
     given = next(filter(None, outs), None)
     folder = Path(given) if given else resolve(model, layers).folder  # type: ignore[attr-defined]
-    saved = (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("*.ckpt"))
-    return folder if saved else None
+    from tatscli.app.run import RunFolder  # with torch
+
+    return folder if RunFolder(folder).has_saved else None
 
 
 def _run_layer(run: Path, kind: str) -> Layer:

@@ -65,6 +65,16 @@ def written_whole(
         raise unwritable(file, error, kind, needs) from error
 
 
+def write_whole(file: Path, content: bytes, kind: type[TatsError]) -> None:
+    """Write a file so that, whatever happens, a reader finds the old content or the new.
+
+    Raises:
+        TatsError: Of the given kind; it cannot be written.
+    """
+    with written_whole(file, kind, needs=len(content), sync=True) as partial:
+        partial.write_bytes(content)
+
+
 def link_atomically(file: Path, name: Path) -> None:
     """Give a file a second name, in place of what had it; a copy where the disk has no links.
 

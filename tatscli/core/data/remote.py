@@ -28,7 +28,7 @@ from tatscli.core.data.tokens import (
     vqgans_of,
     written_shard,
 )
-from tatscli.core.files import UNFINISHED, unwritable, written_whole
+from tatscli.core.files import UNFINISHED, unwritable, write_whole, written_whole
 from tatscli.errors import DataError
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.IGNORECASE)
@@ -82,7 +82,7 @@ def fetch_tokens(url: str, cache: Path, progress: Progress | None = None) -> Pat
     with _alone(folder):
         _fetch(store, manifest, folder, progress or (lambda done, total: None))
         if not _holds(folder / MANIFEST, content):
-            _write(folder / MANIFEST, content)
+            write_whole(folder / MANIFEST, content, DataError)
         for path in folder.glob(UNFINISHED):
             path.unlink(missing_ok=True)
     return folder
@@ -171,7 +171,7 @@ def _fetch(store: _Store, manifest: TokenManifest, folder: Path, progress: Progr
         else:
             shard = shards[name]
             store.fetch(folder / f"{name}.safetensors", lambda file: verify_shard(file, shard))
-            _write(folder / f"{name}.json", as_json(shard))
+            write_whole(folder / f"{name}.json", as_json(shard), DataError)
         return missing[name]
 
     done = sum(shard.bytes for name, shard in shards.items() if name in present)
@@ -200,11 +200,6 @@ def _holds(file: Path, content: bytes) -> bool:
         return file.read_bytes() == content
     except OSError:
         return False
-
-
-def _write(file: Path, content: bytes) -> None:
-    with written_whole(file, DataError, sync=True) as partial:
-        partial.write_bytes(content)
 
 
 def _digest(content: bytes) -> str:

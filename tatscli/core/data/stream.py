@@ -47,7 +47,7 @@ from tatscli.core.data.tokens import (
     as_json,
     checksum_of,
 )
-from tatscli.core.files import UNFINISHED, unwritable, written_whole
+from tatscli.core.files import UNFINISHED, unwritable, write_whole
 from tatscli.errors import DataError
 
 FORMAT = 1
@@ -180,7 +180,9 @@ def write_stream(
             path = out / chunk_name(split, len(written))
             # A file under its name is whole.
             if not path.exists():
-                _write(path, _packed(path.parent, _columns(clips, numbers), layout)[0])
+                write_whole(
+                    path, _packed(path.parent, _columns(clips, numbers), layout)[0], DataError
+                )
             written.append(Chunk(n=len(numbers), **_measured(path)))
             progress(done := done + len(numbers))
         chunks[split] = tuple(written)
@@ -199,17 +201,19 @@ def write_stream(
             "config": config,
             "updated_at": manifest.source,
         }
-        _write(out / split / "index.json", json.dumps(index, sort_keys=True).encode())
+        write_whole(
+            out / split / "index.json", json.dumps(index, sort_keys=True).encode(), DataError
+        )
     files = {}
     for name in (VQGAN_FILE, *([SOUND_FILE] if held.sound else [])):
-        _write(out / name, (tokens / name).read_bytes())
+        write_whole(out / name, (tokens / name).read_bytes(), DataError)
         files[name] = StoredFile(**_measured(out / name))
     manifest = manifest.model_copy(
         update={"complete": True, "shards": chunks, "unlabelled": unlabelled, "files": files}
     )
     for leftover in out.rglob(UNFINISHED):
         leftover.unlink(missing_ok=True)
-    _write(out / MANIFEST, _sealed(manifest))
+    write_whole(out / MANIFEST, _sealed(manifest), DataError)
     return manifest
 
 
@@ -630,7 +634,7 @@ def _begin(out: Path, manifest: StreamManifest) -> StreamManifest:
     except OSError as error:
         raise unwritable(out, error, DataError) from error
     if not present:
-        _write(out / MANIFEST, _sealed(manifest))
+        write_whole(out / MANIFEST, _sealed(manifest), DataError)
         return manifest
     begun = None
     if MANIFEST in present:
@@ -748,8 +752,3 @@ def _sealed(manifest: StreamManifest) -> bytes:
     """A manifest with its checksum, as it is written."""
     checksum = checksum_of(manifest.model_dump(mode="json"))
     return as_json(manifest.model_copy(update={"checksum": checksum}))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with written_whole(path, DataError, needs=len(content), sync=True) as partial:
-        partial.write_bytes(content)

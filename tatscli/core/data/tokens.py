@@ -35,7 +35,7 @@ from tatscli.config.data import ClipConfig
 from tatscli.core.checkpoint import read_vqgan, require_intact
 from tatscli.core.data.clips import FRAMES, NOTHING, Draw, Wanted
 from tatscli.core.data.index import Problem, Progress, Split
-from tatscli.core.files import UNFINISHED, unwritable, written_whole
+from tatscli.core.files import UNFINISHED, unwritable, write_whole
 from tatscli.errors import CheckpointError, DataError
 
 FORMAT = 3
@@ -330,8 +330,8 @@ class TokenWriter:
         )
         file, note = _files(self.folder / unit.name)
         with _unless(lambda: written_shard(self.folder, unit.name) is not None):
-            _write(file, content)
-            _write(note, as_json(record))
+            write_whole(file, content, DataError)
+            write_whole(note, as_json(record), DataError)
         if lock := self._locks.pop(unit, None):
             lock.close()
 
@@ -789,7 +789,7 @@ def _write_manifest(folder: Path, manifest: TokenManifest) -> TokenManifest:
     """Write a manifest with its checksum, and give it back with that."""
     plain = manifest.model_copy(update={"version": FORMAT})
     sealed = plain.model_copy(update={"checksum": checksum_of(plain.model_dump(mode="json"))})
-    _write(folder / MANIFEST, as_json(sealed))
+    write_whole(folder / MANIFEST, as_json(sealed), DataError)
     return sealed
 
 
@@ -828,8 +828,3 @@ def _brief(value: Any) -> str:
 def as_json(record: BaseModel) -> bytes:
     """A record or manifest as it is written."""
     return record.model_dump_json(indent=1).encode() + b"\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with written_whole(path, DataError, sync=True) as partial:
-        partial.write_bytes(content)

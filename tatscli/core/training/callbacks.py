@@ -24,6 +24,7 @@ from torch import Tensor
 from tatscli.config.train import LoopConfig
 from tatscli.core.checkpoint import save_atomically
 from tatscli.core.files import link_atomically, unwritable, written_whole
+from tatscli.core.ranks import gathered
 from tatscli.errors import RunError
 
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -179,12 +180,7 @@ class RandomState(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Gather the states of all ranks."""
-        states: list[Any] = [None] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(states, _random_state())
-        else:
-            states = [_random_state()]
-        checkpoint["random_states"] = states
+        checkpoint["random_states"] = gathered(_random_state())
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tatscli.config.train import LoopConfig, OptimConfig
+from tatscli.core.ranks import gathered
 from tatscli.errors import RunError
 
 FINAL_RATE = 0.1
@@ -157,10 +158,7 @@ class Stage(LightningModule):
             return
         named = zip(names, numbers.tolist(), strict=True)
         bad = {name: value for name, value in named if not math.isfinite(value)}
-        found = [bad]
-        if self.trainer.world_size > 1:
-            found = [bad] * self.trainer.world_size
-            torch.distributed.all_gather_object(found, bad)
+        found = gathered(bad)
         if not self.trainer.is_global_zero:
             sys.exit(0)  # the first process says it
         terms = {name: value for each in reversed(found) for name, value in each.items()}
