@@ -123,6 +123,11 @@ class LoopConfig(Config):
             return max(1, round(float(self.val_check_interval) * epoch_steps))
         return int(self.val_check_interval)
 
+    @property
+    def log_steps(self) -> int:
+        """Steps between figures; a run that is shorter has one at its end."""
+        return min(self.log_every, self.max_steps)
+
 
 class GPTLoopConfig(LoopConfig):
     """Training."""

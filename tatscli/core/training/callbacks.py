@@ -127,6 +127,23 @@ class Checkpoints(Callback):
         step = trainer.global_step
         return self._is_late or step == trainer.max_steps or any(step % n == 0 for n in intervals)
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the figures of this step, not those that were last logged at one before.
+
+        They are logged right after the file is written: a run killed in between would lack them.
+        """
+        due = {
+            "train": trainer.global_step % self._loop.log_steps == 0,
+            "val": bool(trainer.validating) and not self._unvalidated,
+        }
+        checkpoint["figures"] = {
+            name: float(value)
+            for name, value in sorted(trainer.logged_metrics.items())
+            if due[name.split("/")[0]]
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, and whether the step is still to be validated."""
         return {"best": self._best_value, "unvalidated": self._unvalidated}
@@ -422,7 +439,7 @@ class MetricsFile(Logger):
         Raises:
             RunError: The file cannot be written.
         """
-        lines = [f"{step},{n},{float(v):.8g}\n" for n, v in sorted(metrics.items()) if n != "epoch"]
+        lines = _rows(step, metrics)
         try:
             if not self._file.exists():
                 lines.insert(0, "step,metric,value\n")
@@ -432,17 +449,28 @@ class MetricsFile(Logger):
             raise unwritable(self._file, error, RunError) from error
 
     @rank_zero_only
-    def forget_after(self, step: int) -> None:
-        """Drop what a run had logged beyond the step it continues from.
+    def continue_from(self, step: int, figures: Mapping[str, float]) -> None:
+        """Make the file that of a run which was saved at a step.
 
-        Also a last line that was cut off when the run was killed.
+        Drops what was logged beyond it, also a last line that was cut off when the run was killed.
+
+        Args:
+            step: Steps that were done.
+            figures: Of the last of them, as saved; what the file lacks of them is added.
         """
-        if not self._file.exists():
+        if not self._file.exists() and not figures:
             return
-        lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        lines = text.splitlines(keepends=True)
         kept = [s for s in lines[1:] if s.endswith("\n") and int(s.split(",", 1)[0]) < step]
+        there = {s.split(",")[1] for s in kept if int(s.split(",", 1)[0]) == step - 1}
+        added = _rows(step - 1, {n: v for n, v in figures.items() if n not in there})
         with written_whole(self._file, RunError) as partial:
-            partial.write_text("".join(["step,metric,value\n", *kept]), encoding="utf-8")
+            partial.write_text("".join(["step,metric,value\n", *kept, *added]), encoding="utf-8")
+
+
+def _rows(step: int | None, metrics: Mapping[str, float]) -> list[str]:
+    return [f"{step},{n},{float(v):.8g}\n" for n, v in sorted(metrics.items()) if n != "epoch"]
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -209,7 +209,7 @@ def fit(
         val_check_interval=min(loop.val_steps(epoch_steps(clips, loop, placement)), loop.max_steps),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=min(loop.log_every, loop.max_steps),
+        log_every_n_steps=loop.log_steps,
         use_distributed_sampler=False,
         sync_batchnorm=compute.sync_batchnorm and placement.accelerator == "cuda",
         enable_progress_bar=False,
@@ -235,7 +235,9 @@ def fit(
         ],
     )
     if resume:
-        metrics.forget_after(read_original(resume)["global_step"])
+        saved = read_original(resume)
+        metrics.continue_from(saved["global_step"], saved.get("figures", {}))
+        del saved
     workers = choose_workers(placement.accelerator, compute.workers, placement.processes)
     data = ClipData(clips, loop, placement, workers)
     try:

@@ -33,6 +33,6 @@ def test_a_full_disk_on_resuming_leaves_what_was_logged(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         with pytest.raises(RunError, match=r"metrics\.csv cannot be written"):
-            metrics.forget_after(2)
+            metrics.continue_from(2, {})
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
     assert (tmp_path / "metrics.csv").read_text() == before

@@ -112,6 +112,28 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     assert again.steps("train/loss") == list(range(6))
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_a_run_killed_before_it_logs_what_it_saved_has_every_row(
+    train: Train, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    loop = {"checkpoint_every": 1, "val_check_interval": "3"}
+    whole = train("gpt", "whole", train=loop)
+    written = MetricsFile.log_metrics
+
+    def die(self: MetricsFile, metrics: Any, step: int | None = None) -> None:
+        nonlocal rows
+        rows -= 1
+        if rows == 0:
+            raise Killed
+        written(self, metrics, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "log_metrics", die)
+        with pytest.raises(Killed):
+            train("gpt", "parts", train=loop)
+    assert_same_run(train("gpt", "parts", resume=True, train=loop), whole)
+
+
 def test_a_run_can_be_stopped_again_and_again(train: Train) -> None:
     whole = train("vqgan", "whole", **VQGAN)
     train("vqgan", "parts", watch=stop_at(1), **VQGAN)
@@ -334,20 +356,20 @@ def test_pictures_leave_the_run_as_it_is(train: Train, monkeypatch: pytest.Monke
 def test_metrics_forget_what_came_after_and_lines_that_were_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     metrics = MetricsFile(file)
-    metrics.forget_after(3)
+    metrics.continue_from(3, {})
     assert not file.exists()
     for step in range(4):
         metrics.log_metrics({"b": 0.25, "a": step / 3, "epoch": 0}, step)
     with file.open("a") as stream:
         stream.write("1")  # a kill in the middle of a line
-    metrics.forget_after(2)
+    metrics.continue_from(2, {})
     assert file.read_text().splitlines() == [
         "step,metric,value", "0,a,0", "0,b,0.25", "1,a,0.33333333", "1,b,0.25",
     ]  # fmt: skip
     metrics.log_metrics({"a": 7.0}, 2)
     assert file.read_text().endswith("1,b,0.25\n2,a,7\n")
     file.write_text("")
-    metrics.forget_after(2)
+    metrics.continue_from(2, {})
     assert file.read_text() == "step,metric,value\n"
 
 
