@@ -44,7 +44,8 @@ from tatscli.core.limits import (
     training_bytes,
 )
 from tatscli.core.memory import free_memory
-from tatscli.core.metrics.features import PROTOCOLS, video_features
+from tatscli.core.metrics.features import video_features
+from tatscli.core.metrics.protocol import PROTOCOLS
 from tatscli.core.models.gpt import GPT, condition_ids
 from tatscli.core.models.i3d import random_i3d
 from tatscli.core.models.inference import gpt_for_inference, vqgan_for_inference

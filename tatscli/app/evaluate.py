@@ -1,45 +1,37 @@
-"""Evaluation: Fréchet and kernel video distance between two folders of videos."""
+"""Evaluation: Fréchet and kernel video distance between two sets of videos."""
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from hashlib import blake2b
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+import av
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from tatscli.app.data import name_problems, problem_of
+from tatscli import __version__
 from tatscli.app.devices import devices_notes, place
-from tatscli.app.reporting import Reporter, Silent, Task
-from tatscli.config.data import ClipConfig
-from tatscli.config.evaluate import FVDConfig, FVDOptions
+from tatscli.app.fvd_features import Network, features_of
+from tatscli.app.fvd_sides import Side
+from tatscli.app.reporting import Reporter, Silent
+from tatscli.app.signature import signature_of
+from tatscli.config.evaluate import FVDConfig
 from tatscli.config.files import from_arguments
-from tatscli.core import weights
-from tatscli.core.data.bad import BadVideos
-from tatscli.core.data.clips import Address, ClipSource
-from tatscli.core.data.index import Problem, VideoEntry, build_index
-from tatscli.core.data.video import Frames, read_frames
-from tatscli.core.metrics.features import PROTOCOLS, video_features
-from tatscli.core.metrics.frechet import frechet_distance, kernel_distance
-from tatscli.core.models.i3d import CLASSES, I3D, load_i3d, random_i3d
-from tatscli.core.ranks import Rank, each_batch, gathered
-from tatscli.core.training.placement import choose_workers
-from tatscli.errors import DataError
+from tatscli.core.metrics.feature_file import FeatureSet, read_moments, stored_kind
+from tatscli.core.metrics.frechet import Gaussian
+from tatscli.core.metrics.protocol import PROTOCOLS, Protocol
+from tatscli.core.metrics.uncertainty import Distances, against_moments, distances
+from tatscli.errors import ConfigError, DataError
 
-LISTING = "samples.json"
-"""What tats sample writes beside its samples, so that nothing else is taken for one."""
-LEAST_FRAMES = 9
-"""Frames that I3D needs."""
 SAME_RATE = 0.05
 """Part by which frame rates may differ without a warning."""
 RECOMMENDED = 2048
 """Videos on each side below which the Fréchet distance is dominated by its bias."""
+SCHEMA = "tats.fvd/1"
+"""Of results as JSON."""
 
 
 @dataclass(frozen=True)
@@ -48,33 +40,71 @@ class FVDResult:
 
     Attributes:
         measure: ``fvd``, or ``random-feature distance``, which is not one.
-        value: Fréchet distance of the features.
+        value: Fréchet distance of the features: the number to compare, at equal counts.
+        standard_error: Of it, by a jackknife over videos; None for less than 4 on a side.
+        debiased: What it would be for endless sets; None where there are too few videos to tell.
+        floor: What two sets of these counts of real videos would have; None for less than 4.
+        floor_is_low: Whether the real set is so small that the true floor is above.
         kernel: Kernel distance (squared MMD, cubic, unbiased) of the same features.
-        protocol: Definition of the features.
-        features: Network that computed them.
-        precision: Arithmetic of that network; figures of different ones do not compare.
+        kernel_standard_error: Of it; None for less than 4 videos on a side.
+        mean_term: Part of the value that the means make, such as colours.
+        covariance_term: Part of the value that the covariances make, such as diversity.
+        signature: All that a second person needs to get the same number.
+        protocol: Definition: a named one, or custom.
+        definition: What it says.
+        features: Network that computed the features, with a digest of its weights.
+        precision: Arithmetic of that network.
+        device: Where.
         real: Folder, or name given to it.
         fake: Folder.
         real_videos: Videos used.
         fake_videos: Videos used.
+        real_clips: Clips used.
+        fake_clips: Clips used.
         frames: Frames of each clip.
+        frame_rates: Median frames per second of the clips of both sides; 0 where unknown.
+        sizes: Width x height of both sides' videos, and how many have each.
         resolution: Side that both were brought to first; 0 where they were taken as they are.
         skipped: What was left out, with the reason.
+        warnings: What speaks against taking the number at face value.
+        seconds: What it took.
+        versions: Of everything that computes.
+        command: As given.
+        schema: Of this record.
     """
 
     measure: str
     value: float
-    kernel: float
+    standard_error: float | None
+    debiased: float | None
+    floor: float | None
+    floor_is_low: bool
+    kernel: float | None
+    kernel_standard_error: float | None
+    mean_term: float
+    covariance_term: float
+    signature: str
     protocol: str
+    definition: dict[str, Any]
     features: str
     precision: str
+    device: str
     real: str
     fake: str
     real_videos: int
     fake_videos: int
+    real_clips: int
+    fake_clips: int
     frames: int
+    frame_rates: list[float]
+    sizes: list[dict[str, int]]
     resolution: int
     skipped: list[str]
+    warnings: list[str]
+    seconds: float
+    versions: dict[str, str]
+    command: str
+    schema: str = SCHEMA
 
 
 def fvd(
@@ -86,12 +116,13 @@ def fvd(
     resolution: int = 0,
     device: str = "auto",
 ) -> float:
-    """Fréchet video distance between two folders.
+    """Fréchet video distance between two sets of videos.
 
     Args:
-        real: Folder of real videos or frame folders.
+        real: Folder of real videos or frame folders, array file, or file of features.
         fake: Folder of samples.
-        protocol: ``fvd`` (official graph) or ``tats`` (as the published code).
+        protocol: ``fvd`` (official graph), ``tats``, ``stylegan-v``, ``videogpt`` or
+            ``cd-fvd-i3d``.
         frames: Frames of each clip, at least 9.
         resolution: Bring both to this side first; 0 needs equal sizes.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -103,7 +134,8 @@ def fvd(
     config = from_arguments(
         FVDConfig,
         # Where processes are spawned, those that read would import the calling script.
-        fvd={"protocol": protocol, "frames": frames, "resolution": resolution, "workers": 0},
+        fvd={"frames": frames, "resolution": resolution, "workers": 0},
+        definition={"protocol": protocol},
         compute={"device": device},
     )
     return evaluate_fvd(Path(real), Path(fake), config).value
@@ -119,13 +151,15 @@ def evaluate_fvd(
     real_stride: int = 1,
     real_rate: float = 0.0,
 ) -> FVDResult:
-    """Compare two folders.
+    """Compare two sets by one definition.
 
     Several processes, where there are, share the videos; the result is that of one.
 
     Args:
-        real: Folder of real videos or frame folders.
-        fake: Folder of samples; where it holds a listing of them, nothing else in it is read.
+        real: Folder of real videos or frame folders, manifest, HDF5 file, array file, file of
+            features, or file of their mean and covariance.
+        fake: The same of samples; where a folder holds a listing of them, nothing else in it is
+            read.
         config: Settings.
         reporter: Told about progress and about what is left out.
         real_name: Name of the real videos in the result.
@@ -137,280 +171,289 @@ def evaluate_fvd(
         CheckpointError: The file of the network is not there.
         DataError: The sides do not compare, or too few videos can be read.
     """
-    reporter = reporter or Silent()
-    options = config.fvd
-    placement = place(config.compute)
-    for text in devices_notes(config.compute, placement):
-        reporter.note(text)
-    model = _network(options)
-    sides = [
-        _Side(real, options, real_stride, options.frame_rate or real_rate, reporter),
-        _Side(fake, options, 1, options.frame_rate, reporter),
-    ]
-    if not options.frame_rate:
-        _compare_rates(sides, reporter)
-    if not options.resolution:
-        _check_sizes(sides)
-    with reporter.task("features", "videos", sum(map(len, sides))) as task:
-        extractor = _Extractor(model, config, sides, task)
-        each_batch(partial(extractor.start, placement.processes), placement)
-        features = extractor.features()
-    for side in sides:
-        name_problems(side.undecodable, reporter)
-    counts = [len(found) for found in features]
-    if options.features == "random":
-        reporter.warn("features of a random network: the value is good for trying, not an FVD")
-    elif min(counts) < RECOMMENDED:
-        reporter.warn(
-            f"{counts[0]} and {counts[1]} videos: below {RECOMMENDED} on each side the value is "
-            "mostly bias and compares only with the same counts"
-        )
-    return FVDResult(
-        measure="fvd" if options.features == "i3d" else "random-feature distance",
-        value=frechet_distance(*features),
-        kernel=kernel_distance(*features),
-        protocol=options.protocol,
-        features=options.features,
-        precision=config.compute.precision,
-        real=real_name or str(real),
-        fake=str(fake),
-        real_videos=counts[0],
-        fake_videos=counts[1],
-        frames=options.frames,
-        resolution=options.resolution,
-        skipped=[f"{p.path}: {p.reason}" for side in sides for p in side.left_out],
-    )
+    protocol = _protocol(config)
+    comparing = _Comparing(config, reporter or Silent(), real_name)
+    [result] = comparing.compare(real, fake, [protocol], real_stride, real_rate)
+    return result
 
 
-class _Side:
-    """One of the two sets: its videos, one clip of each at a start fixed by seed and path."""
+def evaluate_all(
+    real: Path, fake: Path, config: FVDConfig, reporter: Reporter | None = None
+) -> list[FVDResult]:
+    """Compare two sets by every named definition; each video is decoded once.
 
-    def __init__(
-        self, root: Path, options: FVDOptions, stride: int, rate: float, reporter: Reporter
-    ) -> None:
-        self.root, self._options = root, options
-        self.undecodable: list[Problem] = []
-        listed = _listed(root)
-        with reporter.task(f"indexing {root}", "videos") as task:
-            index = build_index(
-                root, strict=options.strict, progress=lambda done, of: task.update(done, of)
-            )
-        videos = {e.path: e for e in index.entries if listed is None or e.path in listed}
-        unread = [p for p in index.problems if listed is None or p.path in listed]
-        known = {entry.path for entry in index.entries} | {p.path for p in index.problems}
-        gone = sorted((listed or set()) - known)
-        unread += [Problem(path, f"in {LISTING}, but not there") for path in gone]
-        whole = [_whole(entry) for entry in videos.values()]
-        clip = ClipConfig(
-            resolution=options.resolution or 8,
-            sequence_length=options.frames * stride,
-            sample_every_n_frames=stride,
-            frame_rate=rate,
-        )
-        self._source = ClipSource(whole, index.root, clip)
-        self.left_out = [*unread, *self._source.problems]
-        self._bad = BadVideos(index.root, len(videos) + len(unread), options.max_bad, unread)
-        if options.strict and self.left_out:
-            first = self.left_out[0]
-            raise DataError(f"{root}/{first.path}: {first.reason}", "leave out --strict")
-        self._bad.check()
-        name_problems(self.left_out, reporter)
-        order = sorted(range(len(self._source.entries)), key=lambda i: self._chance(i, "which"))
-        chosen = order[: options.limit] if options.limit else order
-        self._chosen = sorted(chosen)
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    @property
-    def entries(self) -> list[VideoEntry]:
-        """The videos in use."""
-        return [self._source.entries[i] for i in self._chosen]
-
-    @property
-    def rate(self) -> float:
-        """Median frames per second of the clips; 0 where folders of frames do not tell."""
-        clip = self._source.clip
-        own = [entry.info.rate for entry in self.entries if entry.kind == "file"]
-        return (clip.frame_rate or (median(own) if own else 0.0)) / clip.sample_every_n_frames
-
-    def read(self, place: int) -> Frames | Problem:
-        """The clip of one video in use, or why it cannot be decoded."""
-        number = self._chosen[place]
-        entry, root = self._source.entries[number], self._source.root
-        start = int(self._chance(number, "start") * self._source.starts[number])
-        indices = self._source.frames(Address(number, start))
-        try:
-            resolution = self._options.resolution or None
-            return read_frames(root / entry.path, entry.info, indices, resolution)
-        except DataError as error:
-            return problem_of(root, entry.path, error)
-
-    def tolerate(self, problem: Problem) -> None:
-        """Go on without a video that cannot be decoded.
-
-        Raises:
-            DataError: Nothing may be left out, or not so much.
-        """
-        if self._options.strict:
-            raise DataError(f"{self.root}/{problem.path}: {problem.reason}", "leave out --strict")
-        self._bad.add(problem)
-
-    def leave_out(self, problem: Problem) -> None:
-        """Keep the name of a video that cannot be decoded; see ``tolerate``."""
-        self.tolerate(problem)
-        self.undecodable.append(problem)
-        self.left_out.append(problem)
-
-    def _chance(self, number: int, purpose: str) -> float:
-        """A number in [0, 1) fixed by seed and path, whatever the order of the listing."""
-        path = self._source.entries[number].path
-        key = f"{self._options.seed}\0{purpose}\0{path}".encode()
-        return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") / 2**64
-
-
-class _Stretch(NamedTuple):
-    """Videos that are read and computed at once: places `first` to `stop` (excluded) of a side.
-
-    They are the same whatever the number of processes, so that features are, to the last bit.
+    Args and errors are those of ``evaluate_fvd``.
     """
-
-    side: int
-    first: int
-    stop: int
-
-
-class _Batch(NamedTuple):
-    """What was read of a stretch: clips uint8 (B, T, H, W, 3), and the videos it lacks."""
-
-    stretch: _Stretch
-    clips: Tensor
-    problems: list[Problem]
+    resolution = config.fvd.resolution
+    protocols = [p.changed(resolution=resolution or None) for p in PROTOCOLS.values()]
+    return _Comparing(config, reporter or Silent()).compare(real, fake, protocols)
 
 
-class _Found(NamedTuple):
-    """What is known of a stretch: features float32 (B, 400), and the videos it lacks."""
-
-    stretch: _Stretch
-    features: Tensor
-    problems: list[Problem]
-
-
-class _Readable(Dataset[_Batch]):
-    """The clips of both sides, by the stretch."""
-
-    def __init__(self, sides: Sequence[_Side], stretches: Sequence[_Stretch]) -> None:
-        self._sides, self._stretches = sides, stretches
-
-    def __len__(self) -> int:
-        return len(self._stretches)
-
-    def __getitem__(self, number: int) -> _Batch:
-        stretch = self._stretches[number]
-        side = self._sides[stretch.side]
-        read = [side.read(place) for place in range(stretch.first, stretch.stop)]
-        problems = [item for item in read if isinstance(item, Problem)]
-        clips = [item for item in read if not isinstance(item, Problem)]
-        stacked = torch.from_numpy(np.stack(clips)) if clips else torch.empty(0)
-        return _Batch(stretch, stacked, problems)
-
-
-class _Extractor:
-    """Computes features in one process while others read for it."""
-
-    def __init__(self, model: I3D, config: FVDConfig, sides: Sequence[_Side], task: Task) -> None:
-        self._model, self._config, self._sides, self._task = model, config, sides, task
-        size = config.fvd.batch_size
-        self._stretches = [
-            _Stretch(number, first, min(first + size, len(side)))
-            for number, side in enumerate(sides)
-            for first in range(0, len(side), size)
-        ]
-        self._found: list[_Found] = []
-        self._done, self._total = 0, sum(map(len, sides))
-
-    def start(
-        self, processes: int, rank: Rank
-    ) -> tuple[Iterable[_Batch], Callable[[_Batch], None]]:
-        """The batches of one of so many processes of a machine, and what it does with each."""
-        self._rank = rank
-        batches: DataLoader[_Batch] = DataLoader(
-            _Readable(self._sides, self._stretches[rank.number :: rank.world]),
-            batch_size=None,
-            num_workers=choose_workers(rank.device.type, self._config.fvd.workers, processes),
-            pin_memory=rank.device.type == "cuda",
-        )
-        return batches, self._compute
-
-    def features(self) -> list[Tensor]:
-        """Features of each side, (N, 400) in the order of its videos, from all processes."""
-        found = sorted(found for part in gathered(self._found) for found in part)
-        for stretch, _, problems in found:
-            for problem in problems:
-                self._sides[stretch.side].leave_out(problem)
-        return [
-            torch.cat([torch.empty(0, CLASSES), *(f for s, f, _ in found if s.side == number)])
-            for number in range(len(self._sides))
-        ]
-
-    def _compute(self, batch: _Batch) -> None:
-        config, stretch = self._config, batch.stretch
-        for problem in batch.problems:
-            self._sides[stretch.side].tolerate(problem)
-        features = video_features(
-            self._model,
-            PROTOCOLS[config.fvd.protocol],
-            batch.clips.numpy(),
-            config.fvd.batch_size,
-            self._rank.device,
-            config.compute.precision,
-        )
-        self._found.append(_Found(stretch, features, batch.problems))
-        # The others are about as far.
-        self._done += (stretch.stop - stretch.first) * self._rank.world
-        self._task.update(min(self._done, self._total))
-
-
-def read_listing(folder: Path) -> list[dict[str, Any]]:
-    """What is known about each sample of a folder.
+def write_features(
+    videos: Path, out: Path, config: FVDConfig, reporter: Reporter | None = None
+) -> FeatureSet:
+    """Compute the features of real videos and keep them in a file, to compare with.
 
     Raises:
-        DataError: The folder holds no samples, or its listing is damaged.
+        CheckpointError: The file of the network is not there.
+        DataError: Too few videos can be read, or the file cannot be written.
     """
-    file = folder / LISTING
-    try:
-        listed = json.loads(file.read_text(encoding="utf-8"))["samples"]
-        found = [dict(sample) for sample in listed if sample["file"]]
-        names = [sample[key] for sample in found for key in ("file", "lossless") if key in sample]
-    except OSError as error:
-        raise DataError(
-            f"{file}: {error.strerror}", "give a folder that tats sample wrote"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is damaged: {error!r}", "sample again, or remove it") from None
-    if not found:
-        raise DataError(f"{file} lists no samples", "sample again, or remove it")
-    for path in (Path(str(name)) for name in names):
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"{file} lists {path}, which is outside its folder", "sample again")
+    if out.suffix != ".npz":
+        raise ConfigError(f"--out {out} is no .npz file", f"--out {out.with_suffix('.npz')}")
+    comparing = _Comparing(config, reporter or Silent())
+    protocol = _protocol(config)
+    found = comparing.features([(videos, True)], [protocol])[0][protocol.name]
+    found.write(out)
     return found
 
 
-def _listed(root: Path) -> set[str] | None:
-    """Paths of the samples in a folder that tats sample wrote, lossless where there are."""
-    if not (root / LISTING).is_file():
-        return None
-    return {sample.get("lossless", sample["file"]) for sample in read_listing(root)}
+class _Comparing:
+    """One comparison: settings, network, warnings."""
+
+    def __init__(self, config: FVDConfig, reporter: Reporter, real_name: str = "") -> None:
+        self._config, self._reporter, self._real_name = config, reporter, real_name
+        self._placement = place(config.compute)
+        for text in devices_notes(config.compute, self._placement):
+            reporter.note(text)
+        self._start = time.monotonic()
+        self._network: Network | None = None
+        self._warnings: list[str] = []
+
+    def compare(
+        self,
+        real: Path,
+        fake: Path,
+        protocols: Sequence[Protocol],
+        real_stride: int = 1,
+        real_rate: float = 0.0,
+    ) -> list[FVDResult]:
+        """The result for each protocol."""
+        if stored_kind(fake) == "moments":
+            raise DataError(f"{fake}: only the real side may be a mean and covariance")
+        if stored_kind(real) == "moments":
+            [made] = self.features([(fake, False)], protocols)
+            gaussian = read_moments(real)
+            return [self._against_moments(real, fake, gaussian, made[p.name], p) for p in protocols]
+        sides = self.features([(real, True), (fake, False)], protocols, real_stride, real_rate)
+        return [
+            self._result(real, fake, [side[protocol.name] for side in sides], protocol)
+            for protocol in protocols
+        ]
+
+    def features(
+        self,
+        sources: Sequence[tuple[Path, bool]],
+        protocols: Sequence[Protocol],
+        real_stride: int = 1,
+        real_rate: float = 0.0,
+    ) -> list[dict[str, FeatureSet]]:
+        """Features of each source, which is the real one or not, for each protocol by its name."""
+        options, reporter = self._config.fvd, self._reporter
+        found: list[dict[str, FeatureSet] | Side] = []
+        for source, is_real in sources:
+            if stored_kind(source) == "features":
+                found.append(_from_file(source, is_real, protocols))
+                continue
+            placings = [protocol.placing(is_real) for protocol in protocols]
+            stride = options.stride * (real_stride if is_real else 1)
+            rate = options.frame_rate or (real_rate if is_real else 0.0)
+            found.append(Side(source, is_real, options, placings, stride, rate, reporter))
+        sides = [side for side in found if isinstance(side, Side)]
+        if options.match_n and len(sides) == 2:
+            for side in sides:
+                side.choose(min(map(len, sides)))
+        for protocol in protocols:
+            _check_sizes(sides, protocol)
+        if sides:
+            self._network = self._network or Network(self._config)
+            computed = iter(
+                features_of(
+                    sides, protocols, self._network, self._config, self._placement, reporter
+                )
+            )
+        return [next(computed) if isinstance(side, Side) else side for side in found]
+
+    def _result(
+        self, real: Path, fake: Path, sets: list[FeatureSet], protocol: Protocol
+    ) -> FVDResult:
+        recipes = [features.recipe for features in sets]
+        if recipes[0]["network"] != recipes[1]["network"]:
+            raise DataError(
+                f"{real} has features of {recipes[0]['network']}, {fake} of "
+                f"{recipes[1]['network']}: networks of different weights",
+                "compute the features again with tats eval features",
+            )
+        numbers = (sets[0].video_numbers, sets[1].video_numbers)
+        found = distances(
+            sets[0].features, sets[1].features, protocol.covariance, numbers, self._config.fvd.seed
+        )
+        counts = [len(set(features.videos)) for features in sets]
+        self._warn(sets, counts)
+        return self._record(real, fake, sets, counts, protocol, found, sets[0].content)
+
+    def _against_moments(
+        self, real: Path, fake: Path, gaussian: Gaussian, made: FeatureSet, protocol: Protocol
+    ) -> FVDResult:
+        """The plain value, which is all that a mean and a covariance allow."""
+        width = made.features.shape[1]
+        if len(gaussian.mean) != width:
+            raise DataError(
+                f"{real}: a mean of {len(gaussian.mean)} figures, I3D gives {width}: it is of "
+                "another network, or of another layer of it"
+            )
+        found = against_moments(gaussian, made.features, protocol.covariance)
+        self._say(f"{real} does not say how its mean and covariance were computed")
+        counts = [gaussian.count, len(set(made.videos))]
+        return self._record(real, fake, [made, made], counts, protocol, found, gaussian.digest)
+
+    def _warn(self, sets: Sequence[FeatureSet], counts: list[int]) -> None:
+        """Everything that speaks against taking the numbers at face value."""
+        config, (real, fake) = self._config, sets
+        if config.fvd.features == "random":
+            self._say("features of a random network: the value is good for trying, not an FVD")
+        elif config.fvd.weights and self._network and (strange := self._network.unofficial):
+            self._say(
+                f"{config.fvd.weights} is not the I3D that defines FVD: {strange} of its tensors "
+                "are others"
+            )
+        if min(counts) < RECOMMENDED:
+            width = real.features.shape[1]
+            least = f", and below {width + 1} covariances are singular" * (min(counts) <= width)
+            self._say(
+                f"{counts[0]} and {counts[1]} videos: below {RECOMMENDED} on each side the value "
+                f"is mostly bias and compares only with the same counts{least}"
+            )
+        if counts[0] != counts[1]:
+            self._say(
+                f"{counts[0]} real videos and {counts[1]} samples: the bias depends on both; "
+                "--match-n takes as many of each"
+            )
+        if not config.fvd.frame_rate:
+            self._warn_of_rates([features.about for features in sets])
+        if bool(real.about["lossy"]) != bool(fake.about["lossy"]) and (
+            real.about["lossless"] or fake.about["lossless"]
+        ):
+            lossy = "real videos" if real.about["lossy"] else "samples"
+            self._say(
+                f"{lossy} are stored with losses, the others without: a codec alone raises the "
+                "distance by a third and more; tats sample --lossless keeps every bit"
+            )
+        for features, name in zip(sets, ("real videos", "samples"), strict=True):
+            if again := len(features.clips) - len(set(features.clips)):
+                self._say(f"{again} of {len(features.clips)} clips of {name} are there twice")
+            if padded := features.about["padded"]:
+                self._say(f"{padded} {name} are too short, and repeat their last frame")
+        if shared := len(set(real.clips) & set(fake.clips)):
+            self._say(f"{shared} clips are among the real videos and among the samples")
+        if config.fvd.clips_per_video > 1:
+            self._say(
+                f"{config.fvd.clips_per_video} clips of each video are not independent: the value "
+                f"is that of fewer than {len(fake.clips)} samples"
+            )
+
+    def _warn_of_rates(self, abouts: list[dict[str, Any]]) -> None:
+        """Motion at another speed is another motion to the network."""
+        real, fake = (about["rate"] for about in abouts)
+        if real and fake and abs(real - fake) > SAME_RATE * max(real, fake):
+            self._say(
+                f"real videos of {real:.4g} frames per second, samples of {fake:.4g}: different "
+                "speeds raise the distance; --frame-rate reads both sides at one"
+            )
+        if unsteady := sum(about["unsteady"] for about in abouts):
+            self._say(
+                f"{unsteady} videos show their frames for different times: --frame-rate takes them "
+                "evenly"
+            )
+
+    def _say(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.append(text)
+            self._reporter.warn(text)
+
+    def _record(
+        self,
+        real: Path,
+        fake: Path,
+        sets: Sequence[FeatureSet],
+        counts: list[int],
+        protocol: Protocol,
+        found: Distances,
+        content: str,
+    ) -> FVDResult:
+        recipes, abouts = ([getattr(s, name) for s in sets] for name in ("recipe", "about"))
+        is_fvd = recipes[0]["network"].startswith("i3d") and not (
+            self._network and self._network.unofficial
+        )
+        return FVDResult(
+            measure="fvd" if is_fvd else "random-feature distance",
+            value=found.frechet,
+            standard_error=found.frechet_error,
+            debiased=found.debiased,
+            floor=found.floor,
+            floor_is_low=found.floor_is_low,
+            kernel=found.kernel,
+            kernel_standard_error=found.kernel_error,
+            mean_term=found.mean_term,
+            covariance_term=found.covariance_term,
+            signature=signature_of(protocol, recipes, abouts, counts, content),
+            protocol=protocol.name,
+            definition=asdict(protocol),
+            features=recipes[0]["network"],
+            precision=recipes[0]["precision"],
+            device=self._placement.accelerator,
+            real=self._real_name or str(real),
+            fake=str(fake),
+            real_videos=counts[0],
+            fake_videos=counts[1],
+            real_clips=len(sets[0].clips),
+            fake_clips=len(sets[1].clips),
+            frames=recipes[0]["frames"],
+            frame_rates=[about["rate"] for about in abouts],
+            sizes=[about["sizes"] for about in abouts],
+            resolution=protocol.resolution,
+            skipped=[line for about in abouts for line in about["skipped"]],
+            warnings=list(self._warnings),
+            seconds=round(time.monotonic() - self._start, 3),
+            versions={
+                "tats": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "av": av.__version__,
+            },
+            command=shlex.join(["tats", *sys.argv[1:]]),
+        )
 
 
-def _whole(entry: VideoEntry) -> VideoEntry:
-    """The whole video, where only a part of it belongs to a split."""
-    return VideoEntry(
-        entry.path, entry.kind, "train", -1, entry.info, first=0, stop=len(entry.info.times)
-    )
+def _protocol(config: FVDConfig) -> Protocol:
+    """The definition that the settings ask for."""
+    named = PROTOCOLS[config.definition.protocol]
+    resolution = config.fvd.resolution or None
+    return named.changed(**config.definition.choices, resolution=resolution)
 
 
-def _check_sizes(sides: list[_Side]) -> None:
+def _from_file(file: Path, is_real: bool, protocols: Sequence[Protocol]) -> dict[str, FeatureSet]:
+    """Features that were computed before, if they are those of the one protocol."""
+    features = FeatureSet.read(file)
+    [protocol, *others] = protocols
+    asked = {name: getattr(protocol, name) for name in ("eps", "resize", "fit", "resolution")}
+    asked["clip"] = protocol.placing(is_real)
+    differing = [
+        f"{name} {features.recipe.get(name)}, asked for {value}"
+        for name, value in asked.items()
+        if features.recipe.get(name) != value
+    ]
+    if others or differing:
+        raise DataError(
+            f"{file} holds features of another definition: "
+            f"{'; '.join(differing) or 'one, and all are asked for'}",
+            "give the videos, or compute features of this definition with tats eval features",
+        )
+    return {protocol.name: features}
+
+
+def _check_sizes(sides: Sequence[Side], protocol: Protocol) -> None:
+    if protocol.resolution:
+        return
     sizes = {(e.info.width, e.info.height): e.path for side in sides for e in side.entries}
     if len(sizes) > 1:
         (first, path), (second, other) = list(sizes.items())[:2]
@@ -419,20 +462,3 @@ def _check_sizes(sides: list[_Side]) -> None:
             f"{other} is {second[0]}x{second[1]}",
             "bring both sides to one size with --resolution N",
         )
-
-
-def _compare_rates(sides: list[_Side], reporter: Reporter) -> None:
-    """Motion at another speed is another motion to the network."""
-    real, fake = (side.rate for side in sides)
-    if real and fake and abs(real - fake) > SAME_RATE * max(real, fake):
-        reporter.warn(
-            f"real videos of {real:.4g} frames per second, samples of {fake:.4g}: different "
-            "speeds raise the distance; --frame-rate reads both sides at one"
-        )
-
-
-def _network(options: FVDOptions) -> I3D:
-    eps = PROTOCOLS[options.protocol].eps
-    if options.features == "random":
-        return random_i3d(options.seed, eps)
-    return load_i3d(options.weights or weights.locate("i3d"), eps)

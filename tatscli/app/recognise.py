@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tatscli.app.data import Split, open_videos, spread
-from tatscli.app.evaluate import read_listing
+from tatscli.app.listing import read_listing
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import ClassesConfig

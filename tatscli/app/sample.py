@@ -18,8 +18,9 @@ from torch import Tensor
 
 from tatscli.app.asked import SoundFile, Wishes, read_texts, wishes
 from tatscli.app.devices import choose_device
-from tatscli.app.evaluate import LEAST_FRAMES, LISTING, FVDResult, evaluate_fvd, read_listing
+from tatscli.app.evaluate import FVDResult, evaluate_fvd
 from tatscli.app.given import GivenClips, check_given, open_given
+from tatscli.app.listing import LISTING, read_listing
 from tatscli.app.pictures import DEFAULT_RATE, enlarged, strip
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.run import write_atomically
@@ -49,6 +50,7 @@ from tatscli.core.data.video import (
     write_png,
 )
 from tatscli.core.files import claim_empty, unwritable
+from tatscli.core.models.i3d import MIN_FRAMES
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.sampling.decode import decode_stream
 from tatscli.errors import ConfigError, DataError
@@ -541,10 +543,10 @@ def _note_unused(real: RealDataConfig, reporter: Reporter) -> None:
 
 def _check_comparison(real: RealDataConfig, frames: int) -> None:
     """Find out before sampling whether the comparison can be made."""
-    if frames < LEAST_FRAMES:
+    if frames < MIN_FRAMES:
         raise ConfigError(
-            f"--compute-fvd needs samples of at least {LEAST_FRAMES} frames, these have {frames}",
-            f"leave it out, or use tats sample long --frames {LEAST_FRAMES} or more",
+            f"--compute-fvd needs samples of at least {MIN_FRAMES} frames, these have {frames}",
+            f"leave it out, or use tats sample long --frames {MIN_FRAMES} or more",
         )
     if real.data is None:
         raise ConfigError("--compute-fvd needs real videos", "add --data DIR")

@@ -1,13 +1,17 @@
 """``tats eval``: judging samples."""
 
+from math import floor, log10
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tatscli.cli import console
-from tatscli.cli.options import Json, configured
+from tatscli.cli.options import Json, UsageError, configured
 from tatscli.config.evaluate import ClassesConfig, FVDConfig
+
+if TYPE_CHECKING:
+    from tatscli.app.evaluate import FVDResult
 
 app = typer.Typer(no_args_is_help=True, help="How good samples are.")
 
@@ -17,22 +21,134 @@ def _group() -> None:
     pass
 
 
-@app.command(epilog="Example: tats eval fvd DIR samples/short")
+Videos = "folder, manifest, HDF5 file, array (.npy, .npz, .pt) or file of features (.npz)"
+
+
+@app.command(epilog="Example: tats eval fvd DIR samples/short --json > fvd.json")
 @configured()
 def fvd(
-    real: Annotated[
-        Path, typer.Argument(metavar="REAL", help="Folder of real videos or frame folders.")
-    ],
-    fake: Annotated[
-        Path, typer.Argument(metavar="FAKE", help="Folder of samples, as tats sample wrote it.")
-    ],
     config: FVDConfig,
+    real: Annotated[
+        Path | None, typer.Argument(metavar="REAL", help=f"Real videos: {Videos}.")
+    ] = None,
+    fake: Annotated[Path | None, typer.Argument(metavar="FAKE", help=f"Samples: {Videos}.")] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test", metavar="", help="Check the network: black against white videos."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Fréchet and kernel video distance between two folders."""
-    from tatscli.app.evaluate import evaluate_fvd
+    """Fréchet and kernel video distance between real videos and samples.
 
-    console.result(evaluate_fvd(real, fake, config, console.Terminal()), as_json=json)
+    The value holds for its signature: definition, weights, clips and counts. It has an error bar, a
+    value without bias where there are enough videos, and the floor that two sets of real videos
+    would have.
+    """
+    if self_test:
+        from tatscli.app.self_test import self_test as test
+
+        console.result(test(config, console.Terminal()), as_json=json)
+        return
+    if real is None or fake is None:
+        raise UsageError("REAL and FAKE are needed", "tats eval fvd REAL FAKE, or --self-test")
+    from tatscli.app.evaluate import evaluate_all, evaluate_fvd
+
+    if config.fvd.all_protocols:
+        found = evaluate_all(real, fake, config, console.Terminal())
+        if json:
+            console.rows(found, as_json=True)
+        else:
+            console.rows([judged(result) for result in found], as_json=False)
+        return
+    result = evaluate_fvd(real, fake, config, console.Terminal())
+    if json:
+        console.result(result, as_json=True)
+    else:
+        console.result(judged(result) | provenance(result), as_json=False)
+
+
+def judged(result: "FVDResult") -> dict[str, str]:
+    """The numbers of a result, as people read them."""
+    least = "at least " * result.floor_is_low
+    return {
+        "protocol": result.protocol,
+        result.measure: with_error(result.value, result.standard_error),
+        "without bias": "too few videos" if result.debiased is None else f"{result.debiased:.4g}",
+        "floor": "" if result.floor is None else f"{least}{result.floor:.4g}",
+        "kernel distance": ""
+        if result.kernel is None
+        else with_error(result.kernel, result.kernel_standard_error),
+    }
+
+
+def provenance(result: "FVDResult") -> dict[str, Any]:
+    """What the numbers of a result are of."""
+    sizes = [" ".join(each) if len(each) < 4 else "many sizes" for each in result.sizes]
+    rates = ["" if not rate else f", {rate:.4g} fps" for rate in result.frame_rates]
+    return {
+        "of it, means": f"{result.mean_term:.4g}",
+        "of it, covariances": f"{result.covariance_term:.4g}",
+        "real": f"{result.real} ({result.real_videos} videos, {sizes[0]}{rates[0]})",
+        "fake": f"{result.fake} ({result.fake_videos} videos, {sizes[1]}{rates[1]})",
+        "frames": str(result.frames),
+        "skipped": result.skipped,
+        "signature": result.signature,
+    }
+
+
+def with_error(value: float, error: float | None) -> str:
+    """A value with its standard error, to the digits that mean something."""
+    if error is None:
+        return f"{value:.6g}"
+    if error <= 0:
+        return f"{value:.6g} ± 0"
+    digits = max(0, 1 - floor(log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+@app.command(epilog="Example: tats eval features DIR --out real.npz")
+@configured()
+def features(
+    videos: Annotated[Path, typer.Argument(metavar="VIDEOS", help="Real videos.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .npz.")],
+    config: FVDConfig,
+) -> None:
+    """Compute features of real videos once, to compare many sets of samples with.
+
+    The file takes the place of the videos: tats eval fvd real.npz samples/short.
+    """
+    from tatscli.app.evaluate import write_features
+
+    found = write_features(videos, out, config, console.Terminal())
+    console.note(f"{len(found.clips)} clips of {len(set(found.videos))} videos in {out}")
+
+
+@app.command(epilog="Example: tats eval compare old.json new.json")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="What eval fvd --json printed.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Another of these.")],
+    json: Json = False,
+) -> None:
+    """Compare two results, if their signatures allow it; else say what differs."""
+    from tatscli.app.signature import compare_results
+
+    found = compare_results(first, second)
+    if json:
+        console.rows(found, as_json=True)
+        return
+    for comparison in found:
+        console.result(
+            {
+                "signature": comparison.signature,
+                "first": with_error(*comparison.first),
+                "second": with_error(*comparison.second),
+                "difference": with_error(comparison.difference, comparison.standard_error),
+                "verdict": comparison.verdict,
+            },
+            as_json=False,
+        )
 
 
 @app.command(epilog="Example: tats eval classes DIR samples/short")

@@ -1,13 +1,40 @@
 """Evaluation."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from tatscli.config.base import Config, Published
 from tatscli.config.compute import DeviceConfig, SharedInferenceConfig
 from tatscli.config.data import GPTDataConfig
+
+ProtocolName = Literal["fvd", "tats", "stylegan-v", "videogpt", "cd-fvd-i3d"]
+Placing = Literal["random", "start", "center", "uniform"]
+
+
+class ProtocolConfig(Config):
+    """Definition of the distance."""
+
+    protocol: ProtocolName = "fvd"
+    """That of the official graph, or of a published tool; any choice below makes it custom."""
+    eps: float | None = Field(None, gt=0)
+    """Epsilon of the network's batch normalisations."""
+    resize: Literal["tf1", "half-pixel"] | None = None
+    """Where the bilinear resize to 224 x 224 takes samples, as TensorFlow 1 or as all others."""
+    fit: Literal["squash", "crop"] | None = None
+    """What becomes of frames that are not square."""
+    covariance: Literal["n-1", "n"] | None = None
+    """Divisor of the covariances of n videos."""
+    real_clip: Placing | None = None
+    """Where clips of real videos start; random is fixed by seed and path."""
+    fake_clip: Placing | None = None
+    """Where clips of samples start."""
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What is to differ from the named protocol."""
+        return self.model_dump(exclude={"protocol"}, exclude_none=True)
 
 
 class FVDOptions(Config):
@@ -16,23 +43,39 @@ class FVDOptions(Config):
     features: Literal["i3d", "random"] = "i3d"
     """Network: I3D trained on Kinetics, or the same with seeded random weights (never an FVD)."""
     weights: Path | None = None
-    """I3D file; by default the one tats weights fetch stored."""
-    protocol: Literal["fvd", "tats"] = "fvd"
-    """Definition: the official graph, or that of the published TATS code."""
+    """I3D file, any of its published ones; by default the one tats weights fetch stored."""
+    all_protocols: bool = False
+    """Compute all named definitions at once, each video decoded once."""
     frames: int = Field(16, ge=9)
     """Frames of each clip."""
-    resolution: int = Field(0, ge=0)
-    """Bring both sides to this side first (shorter side, centre crop); 0 needs equal sizes."""
+    stride: int = Field(1, ge=1)
+    """Take every n-th frame of both sides."""
     frame_rate: float = Field(0.0, ge=0)
     """Frames per second at which both sides are read; 0 keeps their own rates."""
+    resolution: int = Field(0, ge=0)
+    """Bring both sides to this side first (shorter side, centre crop); 0 needs equal sizes."""
+    clips_per_video: int = Field(1, ge=1)
+    """Clips of each video; they are not independent, and the error bars know."""
+    split: Literal["all", "train", "val"] = "all"
+    """Which of the real videos."""
+    match: str = ""
+    """Take only videos whose path below the folder matches this, such as 'train/*/*'."""
     limit: int = Field(0, ge=0)
     """Videos of each side, a fixed choice; 0 = all."""
+    match_n: bool = False
+    """Take as many videos of the larger side as the smaller one has."""
+    short: Literal["skip", "error", "pad"] = "skip"
+    """What becomes of videos that are too short: padded ones repeat their last frame."""
+    seed: int = Field(0, ge=0)
+    """Seed of clip starts, of choices of videos, and of random features."""
     batch_size: int = Field(4, ge=1)
     """Clips at once."""
     workers: int = Field(-1, ge=-1)
     """Processes that read clips, per device; -1 chooses by core count."""
-    seed: int = Field(0, ge=0)
-    """Seed of clip starts and of random features."""
+    cache: bool = True
+    """Keep features, and take them from the cache where neither videos nor settings changed."""
+    cache_by_mtime: bool = False
+    """Tell by size and time of change that a video is the same, instead of reading it all."""
     max_bad: float = Field(0.5, ge=0, le=1)
     """Largest part of the videos of a side that may turn out unreadable before this is an error."""
     strict: bool = False
@@ -43,7 +86,21 @@ class FVDConfig(Config):
     """Everything that the Fréchet video distance needs."""
 
     fvd: FVDOptions = Field(default_factory=FVDOptions)
+    definition: ProtocolConfig = Field(default_factory=ProtocolConfig)
     compute: SharedInferenceConfig = Field(default_factory=SharedInferenceConfig)
+
+    @model_validator(mode="after")
+    def _one_or_all(self) -> "FVDConfig":
+        if self.fvd.all_protocols and self.definition.model_fields_set:
+            raise ValueError("--all-protocols takes each as it is: leave out what defines one")
+        if self.fvd.clips_per_video > 1:
+            for side in ("real_clip", "fake_clip"):
+                if getattr(self.definition, side) in ("start", "center"):
+                    raise ValueError(
+                        f"--clips-per-video {self.fvd.clips_per_video} needs clips at different "
+                        f"places: --{side.replace('_', '-')} random or uniform"
+                    )
+        return self
 
 
 class ClassesConfig(Config):

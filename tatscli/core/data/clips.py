@@ -198,7 +198,7 @@ class ClipSource:
         ticks = address.start + np.arange(
             0, self.clip.sequence_length, self.clip.sample_every_n_frames
         )
-        positions: list[int] = self._positions(self.entries[address.entry], ticks).tolist()
+        positions: list[int] = self.positions(self.entries[address.entry], ticks).tolist()
         return positions
 
     def _edges(self, address: Address) -> npt.NDArray[np.float64]:
@@ -222,7 +222,7 @@ class ClipSource:
     def seconds(self, address: Address) -> float:
         """The presentation time of a clip's first frame."""
         entry = self.entries[address.entry]
-        return float(entry.info.times[self._positions(entry, np.array([address.start]))[0]])
+        return float(entry.info.times[self.positions(entry, np.array([address.start]))[0]])
 
     def problem(self, address: Address, error: DataError) -> Undecodable:
         """What is wrong with the video of a clip, given what reading that met."""
@@ -230,8 +230,8 @@ class ClipSource:
         reason = error.message.removeprefix(f"{self.root / path}: ")
         return Undecodable(path, reason, round(self.seconds(address), 3))
 
-    def _positions(self, entry: VideoEntry, ticks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Positions in the video's times of the frames nearest to ticks of its grid."""
+    def positions(self, entry: VideoEntry, ticks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Positions in a video's times of the frames nearest to ticks of its grid, int64."""
         if not self.clip.frame_rate:
             return entry.first + ticks
         times = entry.info.times[entry.first : entry.stop]

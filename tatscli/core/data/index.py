@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tatscli.core.data.arrays import ARRAY_SUFFIXES, video_array
 from tatscli.core.data.hdf5 import HDF5_SUFFIXES, hdf5_address, stored_videos
 from tatscli.core.data.manifest import (
     MANIFEST_SUFFIXES,
@@ -51,13 +52,13 @@ SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "test": "val"
 """Folders right below a dataset that are its splits."""
 
 SOURCES = (
-    "--data takes a folder of videos or of folders of frames, a manifest (.csv, .tsv, .jsonl) or "
-    "an HDF5 file (.h5, .hdf5)"
+    "--data takes a folder of videos or of folders of frames, a manifest (.csv, .tsv, .jsonl), "
+    "an HDF5 file (.h5, .hdf5) or an array of videos (.npy, .npz, .pt)"
 )
 """What a dataset can be, for hints."""
 
-_FORMAT = 2
-_FIELDS = ("width", "height", "rotation", "rate", "ordered", "sound")
+_FORMAT = 3
+_FIELDS = ("width", "height", "rotation", "rate", "ordered", "sound", "codec")
 _CAPTIONS, _SOUND = ".txt", ".wav"  # files beside a video, of its name
 _ROUNDING = 1e-6  # seconds
 
@@ -69,7 +70,7 @@ class VideoEntry:
     Attributes:
         path: Path below the root of the dataset, with forward slashes; a manifest may give an
             absolute one.
-        kind: A video file, a folder of frames, or a video in an HDF5 file.
+        kind: A video file, a folder of frames, or a video in an HDF5 file or an array.
         split: Training or validation.
         label: Class id, -1 where the dataset has no classes or the video has none.
         info: Times and geometry.
@@ -80,7 +81,7 @@ class VideoEntry:
     """
 
     path: str
-    kind: Literal["file", "frames", "hdf5"]
+    kind: Literal["file", "frames", "hdf5", "array"]
     split: Split
     label: int
     info: VideoInfo
@@ -109,7 +110,7 @@ class VideoIndex:
 
     Attributes:
         root: What the paths of the entries start from: the folder, that of the manifest, or the
-            HDF5 file.
+            HDF5 or array file.
         entries: All videos of both splits, in natural order of their paths.
         problems: What was left out.
         classes: Names of the classes by id; empty where there are none.
@@ -156,10 +157,12 @@ def build_index(
     A manifest names videos or parts of them with their splits, classes and captions; the captions
     of a row go before those beside its video. Rows without a split, or all if none is for
     validation, are divided as above, but all rows of one video stay together. Of rows for `val` and
-    `test`, the latter are left out. An HDF5 file has splits of its own; see `hdf5`.
+    `test`, the latter are left out. An HDF5 file has splits of its own; see `hdf5`. For
+    arrays, see `arrays`.
 
     Args:
-        root: The dataset: a folder, a manifest (.csv, .tsv, .jsonl) or an HDF5 file (.h5, .hdf5).
+        root: The dataset: a folder, a manifest (.csv, .tsv, .jsonl), an HDF5 file (.h5, .hdf5) or
+            an array (.npy, .npz, .pt).
         strict: Whether a video that cannot be read is an error rather than left out.
         progress: Called with the videos read and their total; not called for a cached index.
 
@@ -172,6 +175,8 @@ def build_index(
     suffix = root.suffix.lower()
     if suffix in HDF5_SUFFIXES and root.is_file():
         return _of_hdf5(root)
+    if suffix in ARRAY_SUFFIXES and root.is_file():
+        return _of_array(root)
     if suffix in MANIFEST_SUFFIXES and root.is_file():
         return _of_manifest(root, strict, progress)
     return _of_folder(root, strict, progress)
@@ -198,7 +203,8 @@ def is_dataset(path: Path) -> bool:
     suffix = path.suffix.lower()
     if path.is_dir():
         return not frame_files(path)
-    return suffix in MANIFEST_SUFFIXES or (suffix in HDF5_SUFFIXES and path.is_file())
+    arrays = HDF5_SUFFIXES | ARRAY_SUFFIXES
+    return suffix in MANIFEST_SUFFIXES or (suffix in arrays and path.is_file())
 
 
 def cache_folder() -> Path:
@@ -289,6 +295,16 @@ def _of_hdf5(file: Path) -> VideoIndex:
     # Labels are mostly numbers, whose order should be theirs.
     labelled, classes = _label(file, entries, names, sorting=natural_key)
     return VideoIndex(file, labelled, (), classes)
+
+
+def _of_array(file: Path) -> VideoIndex:
+    videos, frames, height, width = video_array(file).shape
+    info = untimed_info(frames, width, height)
+    entries = [
+        VideoEntry(str(number), "array", "train", -1, info, 0, frames) for number in range(videos)
+    ]
+    entries, _ = _hold_out(entries, [""] * videos)
+    return VideoIndex(file, tuple(entries), (), ())
 
 
 def _infos(root: Path, found: Sequence[_Found], progress: Progress | None) -> list[VideoInfo | str]:

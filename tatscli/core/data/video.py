@@ -22,6 +22,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from tatscli.core.data.arrays import Number, array_address, video_array
 from tatscli.core.data.container import UNREADABLE, open_media, reason, require_content
 from tatscli.core.data.hdf5 import Address, hdf5_address, read_stored, stored_video
 from tatscli.core.data.sound import Track, TrackEncoder
@@ -38,6 +39,13 @@ VIDEO_SUFFIXES = frozenset(
 )
 FOLDER_RATE = 25.0
 """Frames per second that a folder of frames and a video in an HDF5 file are taken to have."""
+
+_EXACT = frozenset(
+    {"raw", "bmp", "png", "ffv1", "ffvhuff", "huffyuv", "rawvideo", "utvideo", "zlib"}
+)
+_EITHER = frozenset({"webp", "h264 (High 4:4:4 Predictive)"})
+_JITTER = 0.2
+"""Part of a frame's duration by which durations may differ; times in files are rounded."""
 
 _MUXER = {"h264": "mp4", "mpeg4": "mp4", "vp9": "webm", "ffv1": "matroska"}
 _ENCODER = {"h264": "libx264", "mpeg4": "mpeg4", "vp9": "libvpx-vp9", "ffv1": "ffv1"}
@@ -66,6 +74,8 @@ class VideoInfo:
         rate: Mean frames per second.
         ordered: Whether frames are found by counting, since the file has no presentation times.
         sound: Whether the file has a sound track that can be decoded.
+        codec: How its frames are stored: of a file the decoder, with the profile where that decides
+            about losses; of images their kind; else raw.
     """
 
     times: npt.NDArray[np.float64]
@@ -76,6 +86,18 @@ class VideoInfo:
     rate: float
     ordered: bool = False
     sound: bool = False
+    codec: str = "raw"
+
+    @property
+    def is_lossless(self) -> bool | None:
+        """Whether frames are stored bit for bit; None where the codec can do both."""
+        return None if self.codec in _EITHER else self.codec in _EXACT
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether all frames are shown about equally long."""
+        apart = np.diff(self.times)
+        return not len(apart) or bool(apart.max() - apart.min() <= _JITTER * apart.mean())
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
@@ -110,6 +132,9 @@ def probe(path: Path) -> VideoInfo:
     if address := hdf5_address(path):
         video = stored_video(address)
         return untimed_info(video.frames, video.width, video.height)
+    if number := array_address(path):
+        _, frames, height, width = video_array(number.file).shape
+        return untimed_info(frames, width, height)
     try:
         require_content(path)
         with open_media(path) as container:
@@ -120,10 +145,10 @@ def probe(path: Path) -> VideoInfo:
         raise DataError(f"{path}: {reason(error)}") from error
 
 
-def untimed_info(frames: int, width: int, height: int) -> VideoInfo:
+def untimed_info(frames: int, width: int, height: int, codec: str = "raw") -> VideoInfo:
     """What is known of a video that is stored as mere frames."""
     times = np.arange(frames) / FOLDER_RATE
-    return VideoInfo(times, times, width, height, 0, FOLDER_RATE)
+    return VideoInfo(times, times, width, height, 0, FOLDER_RATE, codec=codec)
 
 
 def read_frames(
@@ -132,7 +157,7 @@ def read_frames(
     """Reads single frames, decoding from the key frame before the first to the last of them.
 
     Args:
-        path: A video file, a folder of frames, or a video in an HDF5 file.
+        path: A video file, a folder of frames, or a video in an HDF5 file or an array.
         info: What `probe` said about it.
         indices: Positions in `info.times`, in any order, with repetitions if wanted.
         size: Side of the result: the shorter side is scaled to it and the centre cut out. Without
@@ -152,6 +177,8 @@ def read_frames(
         found = _read_images(path, info, wanted, fit)
     elif address := hdf5_address(path):
         found = _read_hdf5(address, info, wanted, fit)
+    elif number := array_address(path):
+        found = _read_array(number, wanted, fit)
     else:
         found = _read_stream(path, info, wanted, fit)
     return np.stack([found[index] for index in indices])
@@ -236,7 +263,9 @@ def _probe_stream(path: Path, container: Any, stream: Any) -> VideoInfo:
     if rotation % 180:
         width, height = height, width
     sound = any(track.codec_context is not None for track in container.streams.audio)
-    return VideoInfo(times, keys, width, height, rotation, mean, ordered, sound)
+    codec, profile = stream.codec_context.name, stream.codec_context.profile
+    codec = with_profile if (with_profile := f"{codec} ({profile})") in _EITHER else codec
+    return VideoInfo(times, keys, width, height, rotation, mean, ordered, sound, codec)
 
 
 def _hidden(packet: Any, stream: Any) -> bool:
@@ -330,7 +359,8 @@ def _probe_folder(path: Path) -> VideoInfo:
         height, width = _image(files[0]).shape[:2]
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: {reason(error)}") from error
-    return untimed_info(len(files), width, height)
+    kinds = {file.suffix.lower().removeprefix(".") for file in files}
+    return untimed_info(len(files), width, height, kinds.pop() if len(kinds) == 1 else "images")
 
 
 def _read_images(path: Path, info: VideoInfo, wanted: list[int], fit: _Fit) -> dict[int, Frames]:
@@ -358,6 +388,14 @@ def _read_hdf5(
     address: Address, info: VideoInfo, wanted: list[int], fit: _Fit
 ) -> dict[int, Frames]:
     frames = read_stored(address, wanted, len(info.times))
+    return {
+        index: fit(av.VideoFrame.from_ndarray(frame, "rgb24"))
+        for index, frame in zip(wanted, frames, strict=True)
+    }
+
+
+def _read_array(number: Number, wanted: list[int], fit: _Fit) -> dict[int, Frames]:
+    frames = video_array(number.file).read(number.number, wanted)
     return {
         index: fit(av.VideoFrame.from_ndarray(frame, "rgb24"))
         for index, frame in zip(wanted, frames, strict=True)

@@ -1,17 +1,14 @@
 """Features of videos, as the Fréchet video distance defines them.
 
 Unterthiner et al., "Towards Accurate Generative Models of Video: A New Metric & Challenges", 2018:
-the 400 logits of I3D on clips squashed to 224 x 224. Two implementations that share the weights
-still differ in the resize and in an epsilon, so both belong to a named protocol, and numbers of
-different protocols are never compared.
+the 400 logits of I3D on clips brought to 224 x 224. How they are brought there is part of a
+protocol, and numbers of different protocols are never compared.
 
 N clips, B clips at once, T frames, C channels, H W pixels.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,35 +17,10 @@ from torch import Tensor
 
 from tatscli.config.compute import Precision
 from tatscli.core.data.video import Frames
+from tatscli.core.metrics.protocol import Fit, Protocol, Resize
 from tatscli.core.models.i3d import CLASSES, I3D, SIDE
 from tatscli.core.models.inference import i3d_for_inference
 from tatscli.core.precision import strict_float32
-
-Resize = Literal["tf1", "bilinear"]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A definition of the features.
-
-    Attributes:
-        name: Printed and stored with every result.
-        eps: Of the network's batch normalisations.
-        resize: Which bilinear resize brings frames to 224 x 224.
-    """
-
-    name: str
-    eps: float
-    resize: Resize
-
-
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(name="fvd", eps=1e-3, resize="tf1"),
-        Protocol(name="tats", eps=1e-5, resize="bilinear"),
-    )
-}
 
 
 def video_features(
@@ -81,43 +53,78 @@ def video_features(
     with torch.inference_mode(), strict_float32(device):
         while batch := list(islice(remaining, batch_size)):
             inputs = torch.stack(
-                [prepare(torch.from_numpy(clip).to(device), protocol.resize) for clip in batch]
+                [prepare(torch.from_numpy(clip).to(device), protocol) for clip in batch]
             )
             features.append(model(inputs).logits.cpu())
     return torch.cat(features)
 
 
-def prepare(clip: Tensor, rule: Resize) -> Tensor:
+def prepare(clip: Tensor, protocol: Protocol) -> Tensor:
     """Turns a clip into the network's input.
 
     Args:
         clip: uint8, (T, H, W, 3).
-        rule: Which resize.
+        protocol: How.
 
     Returns:
         float32, (3, T, 224, 224), in [-1, 1].
     """
     if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
         raise ValueError(f"uint8 (T, H, W, 3) expected, got {clip.dtype} {(*clip.shape,)}")
-    frames = resize(rearrange(clip, "t h w c -> t c h w").float(), SIDE, rule)
+    frames = rearrange(clip, "t h w c -> t c h w").float()
+    if protocol.resolution:
+        frames = crop(frames, protocol.resolution)
+    frames = resize(frames, SIDE, protocol.resize, protocol.fit)
     return rearrange(frames / 127.5 - 1, "t c h w -> c t h w")
 
 
-def resize(frames: Tensor, side: int, rule: Resize) -> Tensor:
-    """Squashes frames to a square, without antialiasing.
+def crop(frames: Tensor, side: int) -> Tensor:
+    """Brings the shorter side to a length, with antialiasing, and cuts the centre out.
+
+    Pixels are whole numbers afterwards, as those of a file of that size would be.
 
     Args:
-        frames: float32, (T, C, H, W).
+        frames: float32, (T, C, H, W), of pixels from 0 to 255.
         side: Of the square.
-        rule: `bilinear` takes pixels as areas (half-pixel centres); `tf1` takes them as points on
-            a grid that starts at the first one, as TensorFlow 1 did.
 
     Returns:
         float32, (T, C, side, side).
     """
-    if rule == "bilinear":
-        return F.interpolate(frames, (side, side), mode="bilinear", align_corners=False)
-    return _interpolate_tf1(_interpolate_tf1(frames, side, dim=-1), side, dim=-2)
+    size = _covering(frames, side)
+    if size != [*frames.shape[-2:]]:
+        frames = F.interpolate(frames, size, mode="bilinear", antialias=True)
+    return _centre(frames, side).round().clamp(0, 255)
+
+
+def resize(frames: Tensor, side: int, rule: Resize, fit: Fit = "squash") -> Tensor:
+    """Brings frames to a square, without antialiasing.
+
+    Args:
+        frames: float32, (T, C, H, W).
+        side: Of the square.
+        rule: See `Protocol`.
+        fit: See `Protocol`.
+
+    Returns:
+        float32, (T, C, side, side).
+    """
+    size = [side, side] if fit == "squash" else _covering(frames, side)
+    if rule == "half-pixel":
+        frames = F.interpolate(frames, size, mode="bilinear", align_corners=False)
+    else:
+        frames = _interpolate_tf1(_interpolate_tf1(frames, size[1], dim=-1), size[0], dim=-2)
+    return _centre(frames, side)
+
+
+def _covering(frames: Tensor, side: int) -> list[int]:
+    """Height and width whose shorter one is `side`; the other is rounded up."""
+    shorter = min(frames.shape[-2:])
+    return [-(-length * side // shorter) for length in frames.shape[-2:]]
+
+
+def _centre(frames: Tensor, side: int) -> Tensor:
+    top, left = ((length - side) // 2 for length in frames.shape[-2:])
+    return frames[..., top : top + side, left : left + side]
 
 
 def _interpolate_tf1(frames: Tensor, size: int, dim: int) -> Tensor:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tatscli.core.metrics.features import PROTOCOLS, prepare, video_features
+from tatscli.core.metrics.features import prepare, video_features
 from tatscli.core.metrics.frechet import frechet_distance, kernel_distance
+from tatscli.core.metrics.protocol import PROTOCOLS
 from tatscli.core.models.i3d import random_i3d
 
 pytestmark = pytest.mark.skipif(
@@ -28,7 +29,7 @@ def test_network_gives_the_published_features(reference: dict[str, np.ndarray]) 
     videos = reference["videos"]
     features = video_features(model, protocol, videos, 2, torch.device("cpu"))
     np.testing.assert_allclose(features, reference["logits"], rtol=0, atol=1e-5)
-    pooled = model(prepare(torch.from_numpy(videos[0]), protocol.resize)[None]).pooled
+    pooled = model(prepare(torch.from_numpy(videos[0]), protocol)[None]).pooled
     np.testing.assert_allclose(pooled[0], reference["pooled"][0].ravel(), rtol=0, atol=1e-5)
 
 
