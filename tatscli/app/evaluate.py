@@ -27,7 +27,8 @@ from tatscli.core.data.index import Problem, VideoEntry, build_index
 from tatscli.core.data.video import Frames, read_frames
 from tatscli.core.metrics.features import PROTOCOLS, video_features
 from tatscli.core.metrics.frechet import frechet_distance, kernel_distance
-from tatscli.core.models.i3d import CLASSES, I3D, load_i3d, random_i3d
+from tatscli.core.models.i3d import CLASSES, I3D, random_i3d
+from tatscli.core.models.i3d_files import load_i3d
 from tatscli.core.ranks import Rank, each_batch, gathered
 from tatscli.core.training.placement import choose_workers
 from tatscli.errors import DataError

@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-WeightName = Literal["i3d", "vgg16"]
+WeightName = Literal["i3d", "i3d-torchscript", "i3d-tf", "vgg16"]

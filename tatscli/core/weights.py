@@ -101,6 +101,36 @@ FILES: dict[str, WeightFile] = {
             instead="--features random",
         ),
         WeightFile(
+            name="i3d-torchscript",
+            filename="i3d_torchscript.pt",
+            urls=(
+                "https://huggingface.co/flateon/FVD-I3D-torchscript/resolve/"
+                "1c2d61711c52571ad617a1063e6fa691b212e184/i3d_torchscript.pt",
+                "https://raw.githubusercontent.com/JunyaoHu/common_metrics_on_video_quality/"
+                "5f751734ce9cef4cd2dddb235726b75dff62a387/fvd/styleganv/i3d_torchscript.pt",
+                "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1",
+            ),
+            size=51_235_320,
+            pin=Pin("sha256", "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"),
+            licence="Apache-2.0 (weights; none is stated for the script)",
+            used_for="the same as i3d, from StyleGAN-V's file",
+            instead="--features random",
+        ),
+        WeightFile(
+            name="i3d-tf",
+            filename="variables.data-00000-of-00001",
+            urls=(
+                "https://raw.githubusercontent.com/JunyaoHu/common_metrics_on_video_quality/"
+                "5f751734ce9cef4cd2dddb235726b75dff62a387/fvd/tensorflow/"
+                "i3d-kinetics-tensorflow1-400-v1/variables/variables.data-00000-of-00001",
+            ),
+            size=50_818_176,
+            pin=Pin("git-blob", "fa7df95674dbf3579e7fccd954e51e706b4734c1"),
+            licence="Apache-2.0",
+            used_for="the same as i3d, from the TensorFlow Hub module i3d-kinetics-400",
+            instead="--features random",
+        ),
+        WeightFile(
             name="vgg16",
             filename="vgg16-397923af.pth",
             urls=("https://download.pytorch.org/models/vgg16-397923af.pth",),
@@ -204,14 +234,39 @@ def read_tensors(path: Path, layout: Layout, *, only: str = "") -> dict[str, "Te
     Raises:
         CheckpointError: The file cannot be read, or differs from the layout.
     """
+    state = read_state(path)
+    found = {name: tensor for name, tensor in state.items() if name.startswith(only)}
+    match_layout(path, found, layout)
+    return found
+
+
+def read_state(path: Path) -> dict[str, "Tensor"]:
+    """Reads the named tensors of a file written by torch, without running what it contains.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds something else.
+    """
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found = {name: tensor for name, tensor in state.items() if name.startswith(only)}
-        shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     except Exception as error:  # torch raises a dozen unrelated kinds for a damaged file
         raise CheckpointError(f"cannot read weights from {path}: {error}") from error
+    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+        raise CheckpointError(
+            f"{path} holds something else than named tensors",
+            "tats weights list shows which files are used",
+        )
+    return dict(state)
+
+
+def match_layout(path: Path, tensors: Mapping[str, "Tensor"], layout: Layout) -> None:
+    """Makes sure that the tensors of a file are those of a layout.
+
+    Raises:
+        CheckpointError: They are not; the first ten differences are named.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     differing = sorted(
         name for name in shapes.keys() | layout.keys() if shapes.get(name) != layout.get(name)
     )
@@ -225,7 +280,6 @@ def read_tensors(path: Path, layout: Layout, *, only: str = "") -> dict[str, "Te
             + "; ".join(lines),
             "tats weights list shows which files are used",
         )
-    return found
 
 
 def _is_verified(file: WeightFile) -> bool:

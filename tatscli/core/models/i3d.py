@@ -12,7 +12,6 @@ B clips, T frames, C channels, H W pixels.
 
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tatscli.core.weights import Layout, read_tensors
+from tatscli.core.weights import Layout
 
 SIDE = 224
 MIN_FRAMES = 9
@@ -105,15 +104,6 @@ class I3D(nn.Module):
         # The last layer is linear: the mean over time may as well come before it.
         pooled = F.avg_pool3d(features.float(), (2, 7, 7), stride=1).mean((2, 3, 4))
         return I3DOutput(F.linear(pooled, self.weight, self.bias), pooled)
-
-
-def load_i3d(path: Path, eps: float) -> I3D:
-    """Builds the network from a file in the layout of `i3d_pretrained_400.pt`.
-
-    Raises:
-        CheckpointError: The file cannot be read or holds other tensors.
-    """
-    return I3D(read_tensors(path, layout()), eps)
 
 
 def random_i3d(seed: int, eps: float) -> I3D:

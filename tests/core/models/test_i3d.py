@@ -8,13 +8,11 @@ from torch import Tensor
 from tatscli.core.models.i3d import (
     I3D,
     layout,
-    load_i3d,
     max_pool,
     random_i3d,
     random_weights,
     same_padding,
 )
-from tatscli.errors import CheckpointError
 
 
 def padded(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
@@ -133,29 +131,3 @@ def test_clips_of_another_size_are_refused_with_their_numbers(shape: tuple[int, 
     number = "got 8" if shape[2] == 8 else f"got \\({', '.join(map(str, shape))}\\)"
     with pytest.raises(ValueError, match=number):
         random_i3d(0, 1e-3)(torch.zeros(shape))
-
-
-def test_weights_survive_the_file(tmp_path) -> None:
-    weights = random_weights(0)
-    torch.save(weights, tmp_path / "i3d.pt")
-    loaded, direct = load_i3d(tmp_path / "i3d.pt", 1e-3), I3D(weights, 1e-3)
-    for name, tensor in direct.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor)
-
-
-def test_file_of_another_layout_is_refused_with_ten_differences(tmp_path) -> None:
-    weights = random_weights(0)
-    for name in list(weights)[:11]:
-        del weights[name]
-    weights["logits.conv3d.bias"] = torch.zeros(600)
-    torch.save(weights, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="other.pt") as caught:
-        load_i3d(tmp_path / "other.pt", 1e-3)
-    assert "12 differ" in caught.value.message
-    assert caught.value.message.count("expected") == 10 + 1
-
-
-def test_damaged_file_is_named(tmp_path) -> None:
-    (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 and then nothing")
-    with pytest.raises(CheckpointError, match="torn.pt"):
-        load_i3d(tmp_path / "torn.pt", 1e-3)
