@@ -42,10 +42,15 @@ def tats(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
     return call
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
-    if torch.cuda.is_available():
-        return
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the mark of tests that fetch published files."""
+    config.addinivalue_line("markers", "network: fetches published files; run with -m network")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, and the network where it was not asked for."""
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("network") and "network" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="needs the network; run with -m network"))

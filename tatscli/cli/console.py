@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,17 +81,24 @@ def trained(outcome: "TrainResult", *, as_json: bool, then: str) -> None:
     note(f"next: {then}")
 
 
-def rows(values: Sequence[Any], *, as_json: bool) -> None:
-    """Show result dataclasses of one kind as a table, or as a JSON list."""
+def rows(values: Sequence[Any], *, as_json: bool, only_json: Collection[str] = ()) -> None:
+    """Show result dataclasses of one kind as a table, or as a JSON list.
+
+    Args:
+        values: Of one kind.
+        as_json: Whether for programs.
+        only_json: Fields that the table leaves out.
+    """
     plain = [_plain(value) for value in values]
     if as_json:
         text(json.dumps(_finite(plain), indent=2))
         return
     grid = Table(box=None, pad_edge=False)
-    for name in plain[0] if plain else ():
+    shown = [name for name in (plain[0] if plain else ()) if name not in only_json]
+    for name in shown:
         grid.add_column(name.replace("_", " "), overflow="fold")
     for row in plain:
-        grid.add_row(*(Text(_human(item)) for item in row.values()))
+        grid.add_row(*(Text(_human(row[name])) for name in shown))
     _out().print(grid)
 
 

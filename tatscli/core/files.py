@@ -56,9 +56,7 @@ def written_whole(
         TatsError: Of the given kind; the file cannot be written.
     """
     try:
-        free = _free(file)
-        if free is not None and needs > free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        require_room(file, needs)
         with aside(file, sync=sync) as partial:
             yield partial
     except OSError as error:
@@ -99,6 +97,17 @@ def unwritable(path: Path, error: OSError, kind: type[TatsError], needs: int = 0
     if facts:
         reason += f" ({', '.join(facts)})"
     return kind(f"{path} cannot be written: {reason}", DISK_HINTS.get(error.errno or 0, ""))
+
+
+def require_room(file: Path, needs: int) -> None:
+    """Make sure that so many bytes are free where a file is to be.
+
+    Raises:
+        OSError: They are not.
+    """
+    free = _free(file)
+    if free is not None and needs > free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _free(path: Path) -> int | None:

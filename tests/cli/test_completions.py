@@ -46,4 +46,10 @@ def test_options_complete_without_hidden_ones(complete):
 def test_choices_complete(complete):
     assert complete("tats gpt train --preset ") == ["demo", "tiny"]
     assert complete("tats gpt train --lr-schedule c") == ["cosine", "constant"]
-    assert complete("tats weights fetch ") == ["i3d", "vgg16"]
+    assert complete("tats weights fetch ") == [
+        "i3d",
+        "i3d-torchscript",
+        "i3d-tf",
+        "vgg16",
+        "alexnet",
+    ]

@@ -103,7 +103,7 @@ def test_a_disk_that_fills_up_is_a_message_without_a_path_too(tats, failing):
 def test_an_unknown_weight_file_is_a_usage_error_that_lists_the_names(tats):
     outcome = tats("weights", "fetch", "nonsense")
     assert outcome.code == 2
-    assert "'nonsense' is not one of 'i3d', 'vgg16'" in outcome.err
+    assert "'nonsense' is not one of 'i3d', 'i3d-torchscript', 'i3d-tf', 'vgg16'" in outcome.err
 
 
 def test_a_dataset_without_a_usable_clip_is_an_error_after_what_was_found(tats):

@@ -18,6 +18,7 @@ The module's index holds a masked CRC-32C of each of its 230 variables, listed i
 import hashlib
 import io
 import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -134,12 +135,14 @@ def explain(path: Path) -> tuple[bool, str]:
     gains = sum(name in _GAINS for name in differing)
     matching = total + gains - len(differing)
     if not differing:
-        return True, f"saved anew, but all {total} tensors have their published checksums"
+        return True, f"another file, but all {total} tensors have their published checksums"
     problem = f"not the Kinetics-400 I3D of FVD: {matching} of {total} tensors match"
     if gains:
         problem += f", and {gains} gains of batch normalisation are not one"
     if matching:
         problem += f"; {_named(differing)} differ"
+    else:
+        problem += " (rgb_imagenet.pt, for one, is another network of the same shape)"
     return False, problem
 
 
@@ -180,8 +183,9 @@ def _read_program(path: Path) -> dict[str, Tensor]:
             "tats weights fetch i3d-torchscript; or use a file that holds tensors alone",
         )
     try:
-        opened = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-        program: torch.nn.Module = opened.eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # that programs will be of another kind
+            program = _open_program(content)
         tensors = _in_our_names(program.state_dict())
         if tensors.keys() != layout().keys() and len(tensors) == len(layout()):
             # Of other names only the order tells; the probe shows whether it told right.
@@ -200,6 +204,12 @@ def _read_program(path: Path) -> dict[str, Tensor]:
             "use another of its files: tats weights fetch i3d",
         )
     return tensors
+
+
+def _open_program(content: bytes) -> torch.nn.Module:
+    program = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
+    evaluated: torch.nn.Module = program.eval()
+    return evaluated
 
 
 def _probe(program: torch.nn.Module, network: I3D) -> float:
