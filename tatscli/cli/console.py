@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,24 @@ def rows(values: Sequence[Any], *, as_json: bool) -> None:
     for row in plain:
         grid.add_row(*(Text(_human(item)) for item in row.values()))
     _out().print(grid)
+
+
+def findings(found: Iterable[tuple[str, str, str, str, str]]) -> None:
+    """Show lines of level, its style, subject, text and fix: one each where nobody looks."""
+    out = _out()
+    grid = Table(box=None, pad_edge=False, show_header=False)
+    grid.add_column()
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for level, style, subject, said, fix in found:
+        if out.is_terminal:
+            grid.add_row(Text(level, style), subject, Text(said))
+            if fix:
+                grid.add_row("", "", Text(f"fix: {fix}", "cyan"))
+        else:
+            text(f"{level:8}{subject:12} {said}" + (f"; fix: {fix}" if fix else ""))
+    if out.is_terminal:
+        out.print(grid)
 
 
 def _plain(value: Any) -> Any:

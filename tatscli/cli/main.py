@@ -13,6 +13,7 @@ from tatscli.cli import (
     console,
     data,
     demo,
+    doctor,
     encode,
     evaluate,
     gpt,
@@ -62,6 +63,7 @@ def _root(
 
 # Apps without a name add their commands to this one, in the order of the help page.
 app.add_typer(demo.app)
+app.add_typer(doctor.app)
 app.add_typer(data.app, name="data", rich_help_panel="Pipeline")
 app.add_typer(vqgan.app, name="vqgan", rich_help_panel="Pipeline")
 app.add_typer(encode.app)
