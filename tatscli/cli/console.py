@@ -22,17 +22,26 @@ if TYPE_CHECKING:
     from tatscli.app.train import TrainResult
 
 
+_quiet = False
+
+
+def be_quiet(wanted: bool) -> None:
+    """Leave out notes and progress from here on, or no longer; warnings and errors stay."""
+    global _quiet
+    _quiet = wanted
+
+
 def _out() -> Console:
     return Console(soft_wrap=True, highlight=False, quiet=is_helper())
 
 
-def _err() -> Console:
-    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=is_helper())
+def _err(*, quiet: bool = False) -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet or is_helper())
 
 
 def note(text: str) -> None:
     """One line that is not a result."""
-    _err().print(f"[dim]note:[/dim] {escape(text)}")
+    _err(quiet=_quiet).print(f"[dim]note:[/dim] {escape(text)}")
 
 
 def warn(text: str) -> None:
@@ -162,4 +171,4 @@ class Terminal:
         """Show a piece of work while it lasts."""
         from tatscli.cli.progress import show  # its Rich parts are slow to import
 
-        return show(_err(), what, unit, total)
+        return show(_err(quiet=_quiet), what, unit, total)
