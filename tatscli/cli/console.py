@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +22,26 @@ if TYPE_CHECKING:
     from tatscli.app.train import TrainResult
 
 
+_quiet = False
+
+
+def be_quiet(wanted: bool) -> None:
+    """Leave out notes and progress from here on, or no longer; warnings and errors stay."""
+    global _quiet
+    _quiet = wanted
+
+
 def _out() -> Console:
     return Console(soft_wrap=True, highlight=False, quiet=is_helper())
 
 
-def _err() -> Console:
-    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=is_helper())
+def _err(*, quiet: bool = False) -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet or is_helper())
 
 
 def note(text: str) -> None:
     """One line that is not a result."""
-    _err().print(f"[dim]note:[/dim] {escape(text)}")
+    _err(quiet=_quiet).print(f"[dim]note:[/dim] {escape(text)}")
 
 
 def warn(text: str) -> None:
@@ -102,6 +111,24 @@ def rows(values: Sequence[Any], *, as_json: bool, only_json: Collection[str] = (
     _out().print(grid)
 
 
+def findings(found: Iterable[tuple[str, str, str, str, str]]) -> None:
+    """Show lines of level, its style, subject, text and fix: one each where nobody looks."""
+    out = _out()
+    grid = Table(box=None, pad_edge=False, show_header=False)
+    grid.add_column()
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for level, style, subject, said, fix in found:
+        if out.is_terminal:
+            grid.add_row(Text(level, style), subject, Text(said))
+            if fix:
+                grid.add_row("", "", Text(f"fix: {fix}", "cyan"))
+        else:
+            text(f"{level:8}{subject:12} {said}" + (f"; fix: {fix}" if fix else ""))
+    if out.is_terminal:
+        out.print(grid)
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -151,4 +178,4 @@ class Terminal:
         """Show a piece of work while it lasts."""
         from tatscli.cli.progress import show  # its Rich parts are slow to import
 
-        return show(_err(), what, unit, total)
+        return show(_err(quiet=_quiet), what, unit, total)

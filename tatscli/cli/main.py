@@ -10,9 +10,11 @@ from tatscli import __version__
 from tatscli.cli import (
     bench,
     ckpt,
+    config,
     console,
     data,
     demo,
+    doctor,
     encode,
     evaluate,
     gpt,
@@ -22,7 +24,7 @@ from tatscli.cli import (
     vqgan,
     weights,
 )
-from tatscli.cli.options import UsageError
+from tatscli.cli.options import Quiet, UsageError, with_quiet
 from tatscli.errors import DISK_HINTS, TatsError
 
 SETTINGS = {
@@ -56,12 +58,14 @@ def _root(
             "--version", metavar="", callback=_version, is_eager=True, help="Show the version."
         ),
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
-    pass
+    console.be_quiet(quiet)
 
 
 # Apps without a name add their commands to this one, in the order of the help page.
 app.add_typer(demo.app)
+app.add_typer(doctor.app)
 app.add_typer(data.app, name="data", rich_help_panel="Pipeline")
 app.add_typer(vqgan.app, name="vqgan", rich_help_panel="Pipeline")
 app.add_typer(encode.app)
@@ -71,8 +75,10 @@ app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
 app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
 app.add_typer(port.app)
 app.add_typer(bench.app)
+app.add_typer(config.app, name="config", rich_help_panel="Housekeeping")
 app.add_typer(ckpt.app, name="ckpt", rich_help_panel="Housekeeping")
 app.add_typer(weights.app, name="weights", rich_help_panel="Housekeeping")
+with_quiet(app)
 
 
 def main() -> None:

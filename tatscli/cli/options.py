@@ -35,6 +35,10 @@ ConfigFile = Annotated[
     typer.Option("--config", "-c", help="YAML file of settings; options override it."),
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", metavar="", help="No progress and no notes; warnings and errors stay."),
+]
 Resume = Annotated[
     Path | None,
     typer.Option(
@@ -126,6 +130,28 @@ class Setting(NamedTuple):
                     yield f"{sign} {getattr(item, name):g}"
 
 
+class Configured(NamedTuple):
+    """What a command is configured by.
+
+    Attributes:
+        model: Its config.
+        presets: Kind of its presets; empty where it has none.
+        compat: Kind of its compatible settings; empty where it has none.
+    """
+
+    model: type[Config]
+    presets: str
+    compat: str
+
+    def layers(self, preset: str | None, compat: str | None, file: Path | None) -> list[Layer]:
+        """Settings from outside the command line, weakest first."""
+        return [
+            *([read_preset(self.presets, preset)] if preset else ()),
+            *([read_compat(self.compat, compat)] if compat else ()),
+            *([read_layer(file)] if file else ()),
+        ]
+
+
 def settings(model: type[Config], key: Key = (), panel: str | None = None) -> Iterator[Setting]:
     """Walk the leaves that options can set.
 
@@ -192,6 +218,7 @@ def configured(
         names = [leaf.name for leaf in leaves]
         assert len(names) == len(set(names)), f"{model.__name__}: a leaf name is used twice"
         ignored = obsolete(model)
+        configured_by = Configured(model, presets, compat)
         own = {name for name in signature.parameters if name != slot}
 
         @functools.wraps(command)
@@ -208,12 +235,9 @@ def configured(
                             "--resume continues a run, --init starts a new one; give one of them"
                         )
                     layers.append(_run_layer(resume, presets))
-                if preset := values.get("preset"):
-                    layers.append(read_preset(presets, preset))
-                if published := values.get("compat"):
-                    layers.append(read_compat(compat, published))
-                if file := values["config_file"]:
-                    layers.append(read_layer(file))
+                layers += configured_by.layers(
+                    values.get("preset"), values.get("compat"), values["config_file"]
+                )
                 layers.append(_typed_layer(invocation, leaves, values))
                 if resume == AUTO and (folder := _saved_folder(model, layers)):
                     layers.insert(0, _run_layer(folder, presets))
@@ -253,9 +277,37 @@ def configured(
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # Typer reads it
             [p for p in parameters if p.name != slot]
         )
+        run.configured = configured_by  # type: ignore[attr-defined]  # tats config show reads it
         return run
 
     return decorate
+
+
+def with_quiet(app: typer.Typer) -> None:
+    """Give every command of an app, and of the apps in it, the option to be quiet."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        command.callback = _quietable(command.callback)
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        with_quiet(group.typer_instance)
+
+
+def _quietable(command: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(quiet: bool, **values: Any) -> None:
+        if quiet:
+            console.be_quiet(True)
+        command(**values)
+
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
+    last = inspect.Parameter(
+        "quiet", inspect.Parameter.KEYWORD_ONLY, annotation=Quiet, default=False
+    )
+    run.__signature__ = inspect.Signature([*parameters, last])  # type: ignore[attr-defined]
+    return run
 
 
 def _saved_folder(model: type[Config], layers: list[Layer]) -> Path | None:

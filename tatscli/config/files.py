@@ -3,8 +3,9 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -40,14 +41,75 @@ def resolve(model: type[C], layers: Sequence[Layer]) -> C:
         ConfigError: Something is missing, unknown, out of range or contradictory; the message
             names the option where it was typed, else the place and the key.
     """
-    merged: dict[str, Any] = {name: {} for name, _ in sections(model)}
-    for layer in layers:
-        _merge(model, merged, layer, ())
-    try:
-        return model.model_validate(merged)
-    except ValidationError as error:
-        problems = [_explain(model, problem, layers) for problem in error.errors()]
-        raise ConfigError("\n".join(problems), _hint(error)) from None
+    return _validated(model, _merged(model, layers)[0], layers)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A setting as it was resolved, and the place that decided.
+
+    Attributes:
+        key: Where it is in the tree.
+        value: As in a saved config; None where a required one is missing.
+        place: How messages call the place, ``default``, or ``required`` where nobody set it.
+    """
+
+    key: Key
+    value: Any
+    place: str
+
+
+def origins(model: type[Config], layers: Sequence[Layer]) -> list[Origin]:
+    """Every setting that layers make, weakest first, and which of them decided.
+
+    Unlike ``resolve`` it takes layers in which something required is missing.
+
+    Raises:
+        ConfigError: As of ``resolve``, but for what is missing.
+    """
+    merged, places = _merged(model, layers)
+    missing = [key for key in _required(model) if key not in places]
+    for *parents, name in missing:
+        section = merged
+        for parent in parents:
+            section = section[parent]
+        section[name] = "?"  # required settings are paths
+    values = _validated(model, merged, layers).model_dump(mode="json")
+    found = []
+    for key in leaves(model):
+        value = values
+        for name in key:
+            value = value[name]
+        if key in missing:
+            found.append(Origin(key, None, "required"))
+        else:
+            found.append(Origin(key, value, places.get(key, "default")))
+    return found
+
+
+def dump_origins(settings: Sequence[Origin]) -> str:
+    """Settings as YAML that can be used as a config file, with their places as comments."""
+    import yaml
+
+    lines: list[tuple[str, str]] = []
+    heads: Key = ()
+    for setting in settings:
+        *parents, name = setting.key
+        for depth, head in enumerate(parents):
+            if tuple(parents[: depth + 1]) != heads[: depth + 1]:
+                lines.append((f"{'  ' * depth}{head}:", ""))
+        heads = tuple(parents)
+        indent = "  " * len(parents)
+        if setting.place == "required":
+            lines.append((f"{indent}# {name}:", f"required: {flag(setting.key)}"))
+            continue
+        # A list of one, since a scalar alone would be a document of two lines.
+        value = yaml.safe_dump([setting.value], default_flow_style=True, width=2**16).strip()[1:-1]
+        lines.append((f"{indent}{name}: {value}", setting.place))
+    width = max((len(text) for text, place in lines if place), default=0)
+    return "".join(
+        f"{text:{width}}  # {place}\n" if place else f"{text}\n" for text, place in lines
+    )
 
 
 def from_arguments(
@@ -97,6 +159,41 @@ def read_layer(file: Path) -> Layer:
 def preset_names(kind: str) -> tuple[str, ...]:
     """Presets of a kind of run, such as ``vqgan``."""
     return tuple(sorted(file.stem.removeprefix(f"{kind}-") for file in PRESETS.glob(f"{kind}-*")))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that come with the package.
+
+    Attributes:
+        kind: Of the runs that they are for, such as ``vqgan``.
+        name: What the option takes.
+        option: ``--preset``, or ``--compat``.
+        file: Where they are.
+    """
+
+    kind: str
+    name: str
+    option: Literal["--preset", "--compat"]
+    file: Path
+
+    @property
+    def what(self) -> str:
+        """The first sentence of the comment at the top of the file."""
+        lines = takewhile(lambda line: line.startswith("#"), self.file.read_text().splitlines())
+        return " ".join(line.lstrip("# ") for line in lines).split(". ")[0].rstrip(".")
+
+
+def presets() -> list[Preset]:
+    """All settings that come with the package."""
+    ready = (file.stem.partition("-") for file in sorted(PRESETS.glob("*.yaml")))
+    return [
+        *(Preset(k, n, "--preset", PRESETS / f"{k}-{n}.yaml") for k, _, n in ready),
+        *(
+            Preset(file.stem, file.parent.name, "--compat", file)
+            for file in sorted(PRESETS.glob("compat/*/*.yaml"))
+        ),
+    ]
 
 
 def read_preset(kind: str, name: str) -> Layer:
@@ -151,7 +248,35 @@ def flag(key: Key) -> str:
     return "--" + key[-1].replace("_", "-")
 
 
-def _merge(model: type[Config], into: dict[str, Any], layer: Layer, prefix: Key) -> None:
+def _merged(model: type[Config], layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[Key, str]]:
+    """What layers make together, and the place of each setting in it."""
+    merged: dict[str, Any] = {name: {} for name, _ in sections(model)}
+    places: dict[Key, str] = {}
+    for layer in layers:
+        _merge(model, merged, places, layer, ())
+    return merged, places
+
+
+def _validated(model: type[C], merged: Mapping[str, Any], layers: Sequence[Layer]) -> C:
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        problems = [_explain(model, problem, layers) for problem in error.errors()]
+        raise ConfigError("\n".join(problems), _hint(error)) from None
+
+
+def _required(model: type[Config], prefix: Key = ()) -> Iterator[Key]:
+    nested = dict(sections(model))
+    for name, info in model.model_fields.items():
+        if name in nested:
+            yield from _required(nested[name], (*prefix, name))
+        elif info.is_required():
+            yield (*prefix, name)
+
+
+def _merge(
+    model: type[Config], into: dict[str, Any], places: dict[Key, str], layer: Layer, prefix: Key
+) -> None:
     values: Any = layer.values
     for name in prefix:
         values = values.get(name, {})
@@ -166,11 +291,13 @@ def _merge(model: type[Config], into: dict[str, Any], layer: Layer, prefix: Key)
         if given:
             for name in group:
                 into.pop(name, None)
+                places.pop((*prefix, name), None)
     for name, value in values.items():
         if name not in nested:
             into[str(name)] = value
+            places[*prefix, str(name)] = layer.flags.get((*prefix, name)) or layer.place
         elif isinstance(value, Mapping):
-            _merge(nested[name], into.setdefault(name, {}), layer, (*prefix, name))
+            _merge(nested[name], into.setdefault(name, {}), places, layer, (*prefix, name))
         elif value is not None:
             raise ConfigError(f"{layer.place}: {name} is a section of settings, got {value!r}")
 

@@ -87,6 +87,35 @@ def test_notes_warnings_errors_and_hints_go_to_stderr(capsys):
     assert captured.err == "note: one [a]\nwarning: two\nerror: three\nhint: four\n"
 
 
+def test_quiet_leaves_warnings_and_errors(capsys):
+    console.be_quiet(True)
+    try:
+        terminal = console.Terminal()
+        terminal.note("one")
+        terminal.warn("two")
+        with terminal.task("reading", "videos") as task:
+            task.update(8, 8)
+        console.error("three", "four")
+        console.result(Inner(0.5), as_json=False)
+    finally:
+        console.be_quiet(False)
+    captured = capsys.readouterr()
+    assert captured.err == "warning: two\nerror: three\nhint: four\n"
+    assert captured.out.split() == ["score", "0.5"]
+
+
+SYNTH = ["data", "synth", "shapes", "--size", 16, "--train-videos", 1, "--test-videos", 0]
+
+
+@pytest.mark.parametrize("arguments", [["--quiet", *SYNTH], [*SYNTH, "--quiet"]])
+def test_every_command_is_quiet_if_told_so_before_it_or_after(tats, arguments):
+    quiet = tats(*arguments)
+    assert (quiet.code, quiet.err) == (0, "")
+    assert quiet.out
+    # No longer so in the call after it.
+    assert "writing videos" in tats("data", "synth", "more", *SYNTH[3:]).err
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that moves when it is told to."""

@@ -62,14 +62,15 @@ def test_every_command_explains_itself_and_takes_json_where_it_has_a_result(tats
         assert short.out == long.out
         if not is_group:
             assert "--json" in short.out
+            assert "--quiet" in short.out
             assert "Example: tats" in short.out
 
 
 def test_help_lists_the_commands_in_the_order_of_the_work(tats):
     page = tats("--help").out
     names = [
-        *["demo", "data", "vqgan", "encode", "decode", "tokens", "gpt", "sample", "eval"],
-        *["import", "export", "bench", "ckpt", "weights"],
+        *["demo", "doctor", "data", "vqgan", "encode", "decode", "tokens", "gpt", "sample", "eval"],
+        *["import", "export", "bench", "config", "ckpt", "weights"],
     ]
     assert [
         line.split()[1] for line in page.splitlines() if line.startswith("│ ") and line[2].isalpha()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from tatscli.core.data.video import Frames
-from tatscli.core.metrics.features import crop, prepare, resize, video_features
+from tatscli.core.metrics.features import prepare, resize, video_features
 from tatscli.core.metrics.protocol import PROTOCOLS, Protocol
 from tatscli.core.models.i3d import random_i3d
 
