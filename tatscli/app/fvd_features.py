@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import chain
@@ -88,7 +88,10 @@ def features_of(
     found: dict[Wanted, FeatureSet] = {}
     if config.fvd.cache and not is_helper():
         files = _cache_files(sides, wanted, network, config, placement)
-        found = {asked: stored for asked, file in files.items() if (stored := _cached(file))}
+        for asked, file in files.items():
+            if (stored := _cached(file)) and _is_allowed(stored, config):
+                found[asked] = stored
+        _name_skipped(sides, found, reporter)
     missing = [asked for asked in wanted if asked not in found]
     # Processes that something else started wait for this one.
     if missing or placement.started_by != "tats":
@@ -159,6 +162,28 @@ def _cached(file: Path) -> FeatureSet | None:
         return FeatureSet.read(file)
     except DataError:
         return None  # damaged: computed and written again
+
+
+def _is_allowed(features: FeatureSet, config: FVDConfig) -> bool:
+    """Whether no more videos were left out than may be; else they are looked at again."""
+    skipped, kept = len(features.about["skipped"]), len(set(features.videos))
+    limit = 0 if config.fvd.strict else config.fvd.max_bad * (skipped + kept)
+    return skipped <= limit
+
+
+def _name_skipped(
+    sides: Sequence[Side], found: Mapping[Wanted, FeatureSet], reporter: Reporter
+) -> None:
+    """Name what could not be decoded when features were computed."""
+    for number, side in enumerate(sides):
+        known = set(side.about.skipped)
+        lines = {
+            line: None
+            for asked, features in found.items()
+            for line in features.about["skipped"]
+            if asked.side == number and line not in known
+        }
+        name_problems((Problem(*line.split(": ", 1)) for line in lines), reporter)
 
 
 def _keep(features: FeatureSet, file: Path, reporter: Reporter) -> None:

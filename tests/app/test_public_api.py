@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_app import Cheap, gpt_config
+from tiny_app import CheapNetwork, gpt_config
 
 import tatscli
 from tatscli.app import evaluate
@@ -102,7 +102,7 @@ def test_the_snippet_of_the_readme_runs(
     noise = np.random.default_rng(0).integers(0, 255, (16, 16, 16, 3), np.uint8)
     for name in ("VIDEOS/0", "VIDEOS/1", "samples/long/0", "samples/long/1"):
         write_video(tmp_path / f"{name}.mp4", noise, 8)
-    monkeypatch.setattr(evaluate, "_network", lambda options: Cheap())
+    monkeypatch.setattr(evaluate, "Network", CheapNetwork)
     model = tatscli.load_gpt(gpt_run)
     labels = torch.tensor([0, 1])
     names: dict[str, Any] = {

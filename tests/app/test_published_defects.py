@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_app import (
-    Cheap,
+    CheapNetwork,
     Notes,
     encode_config,
     gpt_config,
@@ -538,14 +538,15 @@ def test_row_20_fvd_takes_any_size_length_and_batch_and_samples_any_path(
     gpt_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Published: 16 frames of 128 x 128 in batches of 16, shuffled; names need seven folders.
-    monkeypatch.setattr(evaluate, "_network", lambda options: Cheap())
+    monkeypatch.setattr(evaluate, "Network", CheapNetwork)
     for number in range(5):
         for side in ("real", "fake"):
             video = noise(11, number + 10 * (side == "real"), 20, 26)
             write_video(tmp_path / side / f"{number}.mkv", video, 8, lossless=True)
 
     def distance(batch_size: int, frames: int) -> float:
-        options = {"features": "random", "frames": frames, "batch_size": batch_size}
+        options = {"features": "random", "frames": frames, "batch_size": batch_size,
+                   "cache": False}  # fmt: skip
         config = FVDConfig.model_validate({"fvd": options, "compute": {"device": "cpu"}})
         return evaluate_fvd(tmp_path / "real", tmp_path / "fake", config).value
 

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 from tatscli.config.encode import EncodeConfig
+from tatscli.config.evaluate import FVDConfig
 from tatscli.config.sample import SampleLongConfig, SampleShortConfig
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
 from tatscli.core.data.video import probe, read_frames, write_video
+from tatscli.core.metrics.protocol import Protocol
 
 Sections = Mapping[str, Any]
 COMPUTE = {"device": "cpu", "workers": 0}
@@ -122,3 +124,15 @@ class Cheap(torch.nn.Module):
 
     def forward(self, clips: torch.Tensor) -> Logits:
         return Logits(clips[..., ::56, ::56].flatten(1)[:, :400].contiguous())
+
+
+class CheapNetwork:
+    """Stands in the place of the network of a comparison."""
+
+    digest, unofficial = "cheap", 0
+
+    def __init__(self, config: FVDConfig) -> None:
+        self.is_random = config.fvd.features == "random"
+
+    def of(self, protocol: Protocol) -> Cheap:
+        return Cheap()

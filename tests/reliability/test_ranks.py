@@ -278,12 +278,29 @@ def test_any_number_of_processes_find_the_distance_that_one_finds(
     sides: tuple[Path, Path], start: Start, processes: int
 ) -> None:
     options = {"features": "random", "frames": 12, "resolution": 16, "batch_size": 2}
-    config = FVDConfig.model_validate({"fvd": options, "compute": {"device": "cpu"}})
+    config = FVDConfig.model_validate(
+        {"fvd": options | {"cache": False}, "compute": {"device": "cpu"}}
+    )
     notes = Notes()
     one = evaluate_fvd(*sides, config, notes)
     assert (one.real_videos, one.fake_videos, len(one.skipped)) == (4, 3, 1)
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    call = ("eval", "fvd", *sides, *given, "--device", "cpu", "--devices", processes, "--json")
+    given = [
+        "--no-cache",
+        "--no-cache",
+        *(f"--{name.replace('_', '-')}={value}" for name, value in options.items()),
+    ]
+    call = (
+        "eval",
+        "fvd",
+        *sides,
+        *given,
+        "--device",
+        "cpu",
+        "--devices",
+        processes,
+        "--json",
+        "--no-cache",
+    )
     code, shown, err = start(*call).end(120)
     assert code == 0, err
     found = json.loads(shown)
