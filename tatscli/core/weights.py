@@ -284,6 +284,8 @@ def verify(name: str) -> Finding:
         _remember(file)
         return Finding(Status.VERIFIED, f"{file.pin} as published")
     detail = f"its {file.pin.kind} is {digest}, expected {file.pin.digest}"
+    if file.size not in (None, size := file.path.stat().st_size):
+        detail = f"{size:,} bytes, expected {file.size:,}; {detail}"
     if name in I3D_FILES:
         from tatscli.core.models.i3d_files import explain
 
@@ -292,7 +294,8 @@ def verify(name: str) -> Finding:
             _remember(file)
             return Finding(Status.VERIFIED, explanation)
         detail = f"{explanation}; {detail}"
-    _record(file).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        _record(file).unlink()
     return Finding(Status.WRONG, detail)
 
 
@@ -373,8 +376,14 @@ def read_state(path: Path) -> dict[str, "Tensor"]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen unrelated kinds for a damaged file
-        raise CheckpointError(f"cannot read weights from {path}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch raises a dozen unrelated kinds, with advice not to follow
+        raise CheckpointError(
+            f"cannot read weights from {path}: its {path.stat().st_size:,} bytes are damaged, "
+            "or no tensors that torch wrote",
+            "copy or download it again; tats weights list shows which files are used",
+        ) from error
     if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
         raise CheckpointError(
             f"{path} holds something else than named tensors",
@@ -418,7 +427,7 @@ def _finding(name: str) -> Finding:
     """Recalls that a file was verified since it last changed, or verifies it."""
     file = FILES[name]
     with contextlib.suppress(OSError):
-        if _record(file).read_text() == _verdict(file):
+        if _record(file).read_bytes() == _verdict(file):
             return Finding(Status.VERIFIED, "")
     return verify(name)
 
@@ -427,9 +436,9 @@ def _record(file: WeightFile) -> Path:
     return file.path.with_name(file.filename + ".verified")
 
 
-def _verdict(file: WeightFile) -> str:
+def _verdict(file: WeightFile) -> bytes:
     stat = file.path.stat()
-    return f"{file.pin.kind} {file.pin.digest} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{file.pin.kind} {file.pin.digest} {stat.st_size} {stat.st_mtime_ns}".encode()
 
 
 def _remember(file: WeightFile) -> None:
@@ -437,7 +446,7 @@ def _remember(file: WeightFile) -> None:
         return  # a few kilobytes, in a folder that is not ours
     # In a shared folder that this user cannot write, the file is hashed again next time.
     with contextlib.suppress(OSError):
-        _record(file).write_text(_verdict(file))
+        _record(file).write_bytes(_verdict(file))
 
 
 def _part(file: WeightFile) -> Path:
