@@ -286,7 +286,6 @@ def test_any_number_of_processes_find_the_distance_that_one_finds(
     assert (one.real_videos, one.fake_videos, len(one.skipped)) == (4, 3, 1)
     given = [
         "--no-cache",
-        "--no-cache",
         *(f"--{name.replace('_', '-')}={value}" for name, value in options.items()),
     ]
     call = (

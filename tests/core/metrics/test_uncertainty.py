@@ -106,9 +106,7 @@ def test_debiased_values_and_error_bars_hold_what_they_promise() -> None:
 
 
 def test_kernel_error_is_the_spread_over_draws() -> None:
-    found = [
-        distances(gaussian(60, 4, 2 * i), gaussian(60, 4, 2 * i + 1, 2.0)) for i in range(100)
-    ]
+    found = [distances(gaussian(60, 4, 2 * i), gaussian(60, 4, 2 * i + 1, 2.0)) for i in range(100)]
     spread = float(torch.tensor([f.kernel for f in found]).std())
     error = sum(f.kernel_error or 0 for f in found) / 100
     assert error == pytest.approx(spread, rel=0.2)
