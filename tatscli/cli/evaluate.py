@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tatscli.cli import console
+from tatscli.cli import console, vqgan
 from tatscli.cli.options import Json, configured
 from tatscli.config.evaluate import ClassesConfig, FVDConfig
 
@@ -56,3 +56,7 @@ def classes(
     from tatscli.app.recognise import judge_classes
 
     console.result(judge_classes(real, fake, config, console.Terminal()), as_json=json)
+
+
+# The same command, where those who come from other tools look for it.
+app.command("recon", epilog="The same as: tats vqgan eval")(vqgan.evaluate)
