@@ -23,13 +23,11 @@ from tatscli.config.files import from_arguments
 from tatscli.core.metrics.feature_file import FeatureSet, read_moments, stored_kind
 from tatscli.core.metrics.frechet import Gaussian
 from tatscli.core.metrics.protocol import PROTOCOLS, Protocol
-from tatscli.core.metrics.uncertainty import Distances, against_moments, distances
+from tatscli.core.metrics.uncertainty import RECOMMENDED, Distances, against_moments, distances
 from tatscli.errors import ConfigError, DataError
 
 SAME_RATE = 0.05
 """Part by which frame rates may differ without a warning."""
-RECOMMENDED = 2048
-"""Videos on each side below which the Fréchet distance is dominated by its bias."""
 SCHEMA = "tats.fvd/1"
 """Of results as JSON."""
 

@@ -19,6 +19,7 @@ from tatscli.app.launch import is_helper, rank
 from tatscli.app.reporting import Task
 
 if TYPE_CHECKING:
+    from tatscli.app.reconstruct import ReconstructionScores
     from tatscli.app.train import TrainResult
 
 
@@ -79,6 +80,39 @@ def result(value: Any, *, as_json: bool, title: str = "") -> None:
             continue
         table.add_row(name.replace("_", " "), Text(_human(item)))
     _out().print(table)
+
+
+def reconstruction(scores: "ReconstructionScores") -> None:
+    """Show how well clips are reconstructed: measures, then usage of the codes and the rest."""
+    height, width = scores.size
+    split = "held-out" if scores.split == "val" else "training"
+    title = (
+        f"{scores.clips} {split} clips of {scores.videos} videos, "
+        f"{scores.frames} frames of {height} x {width}"
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("mean", "standard error", "lowest", "median", "highest"):
+        table.add_column(heading, justify="right")
+    for name, measure in scores.measures.items():
+        values = ["-" if v is None else f"{v:.4f}" for v in _plain(measure).values()]
+        table.add_row(name.replace("_", " "), *values)
+    _out().print(table)
+    usage = scores.usage
+    facts: dict[str, Any] = {
+        "identical frames": scores.identical_frames,
+        "codes used": f"{usage.used} of {usage.codes} ({usage.fraction:.1%})",
+        "dead codes": len(usage.dead),
+        "perplexity": usage.perplexity,
+        "perplexity by latent frame": usage.perplexity_by_time,
+        "tokens seen": usage.tokens,
+    }
+    if found := scores.distance:
+        name = found.measure if found.measure != "rfvd" else "rFVD"
+        facts[name] = f"{_human(found.value)} (protocol {found.protocol}, {found.clips} clips)"
+    if scores.skipped:
+        facts["skipped"] = scores.skipped
+    result(facts, as_json=False)
 
 
 def trained(outcome: "TrainResult", *, as_json: bool, then: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tatscli.cli import console
+from tatscli.cli import console, vqgan
 from tatscli.cli.options import Json, UsageError, configured
 from tatscli.config.evaluate import ClassesConfig, FVDConfig
 
@@ -172,3 +172,7 @@ def classes(
     from tatscli.app.recognise import judge_classes
 
     console.result(judge_classes(real, fake, config, console.Terminal()), as_json=json)
+
+
+# The same command, where those who come from other tools look for it.
+app.command("recon", epilog="The same as: tats vqgan eval")(vqgan.evaluate)

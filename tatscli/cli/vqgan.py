@@ -60,9 +60,12 @@ def evaluate(
 ) -> None:
     """Score the reconstructions of a VQGAN, and measure whether it is time-agnostic.
 
-    Scores need --data; the measurement over time, --time, is made on a held-out clip where one is
-    long enough, else on a generated one. Only a time-agnostic VQGAN can be sampled and decoded at
-    any length without seams.
+    Scores need --data: PSNR, SSIM, LPIPS, usage of the codes, with --rfvd the Fréchet video
+    distance. Standard errors count the clips of one video as dependent.
+
+    The measurement over time, --time, is made on a held-out clip where one is long enough, else on
+    a generated one. Only a time-agnostic VQGAN can be sampled and decoded at any length without
+    seams.
     """
     from tatscli.app.reconstruct import evaluate_vqgan
 
@@ -71,8 +74,8 @@ def evaluate(
         console.result(found, as_json=True)
         return
     if found.reconstruction:
-        console.result(
-            found.reconstruction, as_json=False, title="reconstruction of held-out clips"
-        )
+        console.reconstruction(found.reconstruction)
     if found.time:
         console.result(found.time, as_json=False, title=f"time, on {found.time_measured_on}")
+    if found.out:
+        console.note(f"figures, plots and pictures: {found.out}")

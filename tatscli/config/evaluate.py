@@ -116,11 +116,11 @@ class ClassesConfig(Config):
     """Seed of the probe."""
 
 
-class HeldOutDataConfig(GPTDataConfig):
+class ScoredDataConfig(GPTDataConfig):
     """Data."""
 
     data: Annotated[Path | None, Published("data_path")] = None  # type: ignore[assignment]
-    """Folder of videos, manifest or HDF5 file whose held-out clips are reconstructed and scored."""
+    """Folder of videos, manifest or HDF5 file whose clips are reconstructed and scored."""
 
 
 class VQGANEvalOptions(Config):
@@ -128,16 +128,28 @@ class VQGANEvalOptions(Config):
 
     time: bool = False
     """Measure whether codes and frames depend on nothing but what is near them in time."""
-    clips: int = Field(64, ge=1)
-    """Held-out clips at most, spread evenly."""
+    split: Literal["val", "train"] = "val"
+    """Split whose clips are reconstructed; val is the held-out one."""
+    clips: int = Field(64, ge=0)
+    """Clips at most, spread evenly over the split; 0 = all that do not overlap."""
+    lpips: Literal["auto", "none", "vgg", "alex", "both"] = "auto"
+    """Network of LPIPS: vgg as in training, alex as in papers; auto takes those fetched before."""
+    rfvd: bool = False
+    """Fréchet video distance between the clips and their reconstructions; needs I3D."""
+    rfvd_features: Literal["i3d", "random"] = "i3d"
+    """Its network: I3D trained on Kinetics, or the same with random weights (never an rFVD)."""
     batch_size: int = Field(8, ge=1)
     """Clips at once."""
+    workers: int = Field(-1, ge=-1)
+    """Processes that read clips; -1 chooses by core count."""
+    out: Path | None = None
+    """New folder for reconstruction.json, the scores of each clip as CSV, plots and pictures."""
 
 
 class VQGANEvalConfig(Config):
     """Everything that the evaluation of a VQGAN needs."""
 
-    data: HeldOutDataConfig = Field(default_factory=HeldOutDataConfig)
+    data: ScoredDataConfig = Field(default_factory=ScoredDataConfig)
     eval: VQGANEvalOptions = Field(default_factory=VQGANEvalOptions)
     compute: DeviceConfig = Field(default_factory=DeviceConfig)
 
@@ -145,4 +157,8 @@ class VQGANEvalConfig(Config):
     def _measures_something(self) -> "VQGANEvalConfig":
         if self.data.data is None and not self.eval.time:
             raise ValueError("nothing to measure: give --data DIR, --time or both")
+        if self.data.data is None and self.eval.rfvd:
+            raise ValueError("--rfvd compares clips with their reconstructions: give --data DIR")
+        if self.eval.rfvd_features != "i3d" and not self.eval.rfvd:
+            raise ValueError(f"--rfvd-features {self.eval.rfvd_features} needs --rfvd")
         return self

@@ -298,7 +298,6 @@ def test_any_number_of_processes_find_the_distance_that_one_finds(
         "--devices",
         processes,
         "--json",
-        "--no-cache",
     )
     code, shown, err = start(*call).end(120)
     assert code == 0, err

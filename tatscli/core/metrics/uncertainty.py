@@ -30,6 +30,8 @@ from tatscli.core.metrics.frechet import (
 GROUPS = 10
 HALVINGS = 4
 """Times that the real set is halved by chance, for the floor."""
+RECOMMENDED = 2048
+"""Videos on each side below which the Fréchet distance is dominated by its bias."""
 ENOUGH = 1.5
 """Features left of a set, in units of D, from which on the bias falls as 1 / N."""
 

@@ -1,6 +1,8 @@
 """LPIPS: the numbers of torchmetrics, gradients for the frames alone, honest about bad files."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -20,12 +22,22 @@ CONVOLUTIONS = {
 }  # fmt: skip
 
 
+ALEXNET = {
+    0: (3, 64, 11), 3: (64, 192, 5), 6: (192, 384, 3), 8: (384, 256, 3), 10: (256, 256, 3),
+}  # fmt: skip
+
+
 def vgg16_weights() -> dict[str, Tensor]:
+    return drawn({place: (*widths, 3) for place, widths in CONVOLUTIONS.items()})
+
+
+def drawn(convolutions: Mapping[int, tuple[int, int, int]]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     weights = {}
-    for place, (incoming, outgoing) in CONVOLUTIONS.items():
-        noise = torch.randn(outgoing, incoming, 3, 3, generator=generator)
-        weights[f"features.{place}.weight"] = noise * (2 / (9 * incoming)) ** 0.5
+    for place, (incoming, outgoing, size) in convolutions.items():
+        noise = torch.randn(outgoing, incoming, size, size, generator=generator)
+        scale = (2 / (size * size * incoming)) ** 0.5
+        weights[f"features.{place}.weight"] = noise * scale
         weights[f"features.{place}.bias"] = 0.1 * torch.randn(outgoing, generator=generator)
     return weights
 
@@ -48,16 +60,19 @@ def frames(seed: int, channels: int = 3, height: int = 40, width: int = 33) -> T
     return noise - 0.5
 
 
-def torchmetrics_distance(weights: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
+def torchmetrics_distance(
+    weights: dict[str, Tensor], a: Tensor, b: Tensor, net: Literal["vgg", "alex"] = "vgg"
+) -> Tensor:
     """Computes it with torchmetrics, whose frames are in [-1, 1]."""
     with torch.device("meta"):
         # Its own VGG16 would draw 138 million random weights first.
-        oracle = _LPIPS(net="vgg", pnet_rand=True, pretrained=False)
+        oracle = _LPIPS(net=net, pnet_rand=True, pretrained=False)
     oracle = oracle.to_empty(device="cpu")
-    heads = Path(torchmetrics_file()).parent / "lpips_models" / "vgg.pth"
+    heads = Path(torchmetrics_file()).parent / "lpips_models" / f"{net}.pth"
     state = torch.load(heads, map_location="cpu", weights_only=True)
-    for place in CONVOLUTIONS:
-        depth = 1 + sum(place >= first for first in (5, 10, 17, 24))
+    places, borders = (CONVOLUTIONS, (5, 10, 17, 24)) if net == "vgg" else (ALEXNET, (2, 5, 8, 10))
+    for place in places:
+        depth = 1 + sum(place >= first for first in borders)
         for part in ("weight", "bias"):
             state[f"net.slice{depth}.{place}.{part}"] = weights[f"features.{place}.{part}"]
     missing = oracle.load_state_dict(state, strict=False).missing_keys
@@ -81,6 +96,18 @@ def test_distance_is_that_of_torchmetrics(network: LPIPS) -> None:
     assert found.shape == (2,)
     assert found.min() > 0.01
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_distance_of_alexnet_is_that_of_torchmetrics(tmp_path: Path) -> None:
+    torch.save(drawn(ALEXNET) | {"classifier.1.bias": torch.zeros(3)}, tmp_path / "a.pth")
+    network = LPIPS(tmp_path / "a.pth", "alex")
+    for sides in ((40, 33), (31, 31)):  # 31: one feature at the last depths
+        a, b = (frames(seed, 3, *sides) for seed in (1, 2))
+        expected = torchmetrics_distance(drawn(ALEXNET), a, b, "alex")
+        assert expected.min() > 0.01
+        torch.testing.assert_close(network(a, b), expected, rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="sides of at least 31 needed"):
+        network(frames(1, 3, 40, 30), frames(2, 3, 40, 30))
 
 
 def test_distance_is_symmetric_and_zero_on_itself(network: LPIPS) -> None:
