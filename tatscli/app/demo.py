@@ -12,12 +12,13 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tatscli.app import page
 from tatscli.app.data import VideoClips, open_videos, synthesise
 from tatscli.app.devices import choose_device
 from tatscli.app.encode import EncodeResult, encode
 from tatscli.app.evaluate import FVDResult, evaluate_fvd
 from tatscli.app.pictures import save_reconstructions
+from tatscli.app.report import page
+from tatscli.app.report.curves import charts, read_metrics
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.run import write_atomically
 from tatscli.app.sample import SampleResult, long, read_samples, short
@@ -266,15 +267,6 @@ def _write_page(
     brief: SampleResult,
     lengthy: SampleResult,
 ) -> None:
-    curves_one = {
-        "training L1 error": page.read_curve(stage_one.run / "metrics.csv", "train/l1"),
-    }
-    curves_two = {
-        "training loss": page.read_curve(stage_two.run / "metrics.csv", "train/loss"),
-        "validation loss": page.read_curve(stage_two.run / "metrics.csv", "val/loss"),
-    }
-    write_atomically(folder / "vqgan-loss.svg", page.curves_svg(curves_one))
-    write_atomically(folder / "gpt-loss.svg", page.curves_svg(curves_two))
     gain = result.reconstruction_db - result.constant_image_db
     sections = [
         page.Section(
@@ -283,24 +275,24 @@ def _write_page(
             "GPT was trained on: a window slides over latent frames. Every video is new; its class "
             "was asked for.",
             page.row(
-                page.video(lengthy.grid, f"{lengthy.samples} samples"),
-                page.image(lengthy.picture, "Eight frames of each, from first to last"),
+                page.media(lengthy.grid, f"{lengthy.samples} samples"),
+                page.media(lengthy.picture, "Eight frames of each, from first to last"),
             ),
         ),
         page.Section(
             "Short samples",
             f"{brief.frames} frames, the length of the GPT's training.",
             page.row(
-                page.video(brief.grid, f"{brief.samples} samples"),
-                page.image(brief.picture, "The frames of each"),
+                page.media(brief.grid, f"{brief.samples} samples"),
+                page.media(brief.picture, "The frames of each"),
             ),
         ),
         page.Section(
             "Reconstructions of held-out clips",
             "Originals above, what is left after 64 codes for every two frames below.",
             page.row(
-                page.image(folder / "reconstructions.png", "Originals and reconstructions"),
-                page.video(folder / "reconstructions.mp4", "Original left, reconstruction right"),
+                page.media(folder / "reconstructions.png", "Originals and reconstructions"),
+                page.media(folder / "reconstructions.mp4", "Original left, reconstruction right"),
             ),
         ),
         page.Section(
@@ -324,9 +316,12 @@ def _write_page(
         page.Section(
             "Training",
             "",
-            page.row(
-                page.chart(curves_one, "Stage one: VQGAN"),
-                page.chart(curves_two, "Stage two: GPT"),
+            "\n".join(
+                page.part(title, page.curves([title], charts([read_metrics(run / "metrics.csv")])))
+                for title, run in (
+                    ("Stage one: VQGAN", stage_one.run),
+                    ("Stage two: GPT", stage_two.run),
+                )
             ),
         ),
         page.Section(

@@ -38,6 +38,16 @@ class RunFolder:
     path: Path
 
     @property
+    def config(self) -> Path:
+        """The settings of the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One line for each value of each metric."""
+        return self.path / "metrics.csv"
+
+    @property
     def samples(self) -> Path:
         """Where pictures go."""
         return self.path / "samples"
@@ -55,7 +65,7 @@ class RunFolder:
     @property
     def has_saved(self) -> bool:
         """Whether it holds a run that has saved a checkpoint."""
-        return self._config.is_file() and bool(self._checkpoints())
+        return self.config.is_file() and bool(self._checkpoints())
 
     @classmethod
     def create(cls, path: Path, *, anew: bool = False) -> "RunFolder":
@@ -71,8 +81,8 @@ class RunFolder:
         run = cls(path)
         if is_helper():
             return run
-        if anew and run._config.is_file() and not run.has_saved:
-            run._metrics.unlink(missing_ok=True)
+        if anew and run.config.is_file() and not run.has_saved:
+            run.metrics.unlink(missing_ok=True)
         else:
             hint = f"continue that run with --resume {path}, or choose another --out"
             claim_empty(path, hint, RunError)
@@ -92,7 +102,7 @@ class RunFolder:
             RunError: It is no run folder, or has not saved yet.
         """
         run = cls(path)
-        if not run._config.is_file():
+        if not run.config.is_file():
             raise RunError(f"{path} is no run folder: it has no config.yaml")
         if not run.has_saved:
             raise RunError(
@@ -138,21 +148,13 @@ class RunFolder:
             "start a new run with another --out",
         )
 
-    @property
-    def _config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def _metrics(self) -> Path:
-        return self.path / "metrics.csv"
-
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("*.ckpt"))
 
     def write_config(self, config: Config) -> None:
         """Write the resolved config."""
         if not is_helper():
-            write_atomically(self._config, dump(config))
+            write_atomically(self.config, dump(config))
 
     @contextmanager
     def recorded(self, **facts: Any) -> Iterator[dict[str, Any]]:
@@ -186,9 +188,22 @@ class RunFolder:
                 record["status"] = "finished"
             self._write_record(record)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` holds; nothing where it was lost."""
+        try:
+            record = json.loads(self._record_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    @property
+    def _record_file(self) -> Path:
+        return self.path / "run.json"
+
     def _write_record(self, record: dict[str, Any]) -> None:
         if not is_helper():
-            write_atomically(self.path / "run.json", json.dumps(record, indent=2) + "\n")
+            write_atomically(self._record_file, json.dumps(record, indent=2) + "\n")
 
 
 def write_atomically(file: Path, text: str) -> None:

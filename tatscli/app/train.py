@@ -1,6 +1,5 @@
 """Training of both stages: from settings to a run folder."""
 
-import json
 import os
 import signal
 import subprocess
@@ -183,6 +182,7 @@ def _train(
             kind=kind,
             world=placement.world,
             precision=placement.precision,
+            parameters=parameters,
             data=asdict(job.content),
         ) as record,
         reporter.task(f"training {kind}", "steps", loop.max_steps) as task,
@@ -347,7 +347,7 @@ def _pictured(clips: Clips) -> Tensor:
 def _finished_already(run: RunFolder, step: int, reporter: Reporter) -> TrainResult:
     """The result of a run that has no steps left to do."""
     reporter.note(f"{run.path} finished already at step {step}; raise --max-steps to go on")
-    figures = _record(run).get("figures", {})
+    figures = run.record.get("figures", {})
     return TrainResult(run.path, _result_checkpoint(run), step, "finished", figures, 0)
 
 
@@ -372,18 +372,9 @@ def _requeue(reporter: Reporter) -> None:
         reporter.note(f"SLURM starts job {job} again")
 
 
-def _record(run: RunFolder) -> dict[str, Any]:
-    """What ``run.json`` holds; nothing where it was lost."""
-    try:
-        record: dict[str, Any] = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record
-
-
 def _check_content(config: StageConfig, run: RunFolder, content: Content) -> None:
     """A run that goes on must find the clips that it was trained on."""
-    stored = _record(run).get("data")
+    stored = run.record.get("data")
     if stored and stored["fingerprint"] != content.fingerprint:
         same = ", but other ones" if stored["holds"] == content.holds else ""
         raise DataError(
@@ -397,7 +388,7 @@ def _note_order(
     config: StageConfig, run: RunFolder, placement: Placement, reporter: Reporter
 ) -> None:
     stored, loop = read_layer(run.path / "config.yaml").values["train"], config.train
-    world = _record(run).get("world", placement.world)
+    world = run.record.get("world", placement.world)
     before = stored["batch_size"] * stored["accumulate"] * world
     now = loop.batch_size * loop.accumulate * placement.world
     if before != now:

@@ -19,6 +19,7 @@ from tatscli.cli import (
     evaluate,
     gpt,
     port,
+    report,
     sample,
     tokens,
     vqgan,
@@ -73,6 +74,7 @@ app.add_typer(tokens.app, name="tokens", rich_help_panel="Pipeline")
 app.add_typer(gpt.app, name="gpt", rich_help_panel="Pipeline")
 app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
 app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
+app.add_typer(report.app)
 app.add_typer(port.app)
 app.add_typer(bench.app)
 app.add_typer(config.app, name="config", rich_help_panel="Housekeeping")

@@ -1,0 +1,1 @@
+"""The report: runs and samples on one page."""

@@ -1,0 +1,257 @@
+"""What a report can show: runs, folders of samples, and folders that hold some of them."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tatscli.app.evaluate import LISTING, read_listing
+from tatscli.app.report.curves import Points, read_metrics
+from tatscli.app.reporting import Reporter
+from tatscli.app.run import RunFolder
+from tatscli.config.files import read_layer
+from tatscli.errors import ConfigError, DataError, RunError
+
+CONFIG, RECORD = "config.yaml", "run.json"
+WHAT_TO_GIVE = (
+    "give the folder of a training (its --out), one that tats sample wrote, or that of the demo"
+)
+DRAWN = re.compile(r"(?:reconstructions|samples)-(\d+)\.(?:png|mp4)")
+"""What a run draws at a step."""
+UNLIKE_SAMPLES = {"index", "file", "lossless", "truth"}
+"""What is known about a sample beside its condition and its settings."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, as far as it is there: the run may go on, or have failed.
+
+    Attributes:
+        folder: Where it is.
+        name: What tells it from the others.
+        kind: ``vqgan`` or ``gpt``.
+        record: What ``run.json`` holds.
+        settings: Its config, by dotted key.
+        metrics: Its curves, by metric.
+        drawn: Pictures and videos, by the step at which they were drawn.
+        evaluations: Results of evaluation that lie in it.
+    """
+
+    folder: RunFolder
+    name: str
+    kind: str
+    record: dict[str, Any]
+    settings: dict[str, Any]
+    metrics: dict[str, Points]
+    drawn: dict[int, list[Path]]
+    evaluations: list["Evaluation"]
+
+    @property
+    def status(self) -> str:
+        """``running``, ``finished``, ``stopped`` or ``failed``; ``unknown`` without a record."""
+        return str(self.record.get("status", "unknown"))
+
+    @property
+    def steps(self) -> int:
+        """Steps done, as far as the files say."""
+        logged = (points[-1][0] for points in self.metrics.values())
+        return max([_whole(self.record.get("steps")), *logged, *self.drawn])
+
+    @property
+    def started(self) -> datetime | None:
+        """When it was started, or last continued."""
+        return _moment(self.record.get("started"))
+
+    @property
+    def last_sign(self) -> datetime | None:
+        """When it ended; of a run that goes on, when it last wrote a metric."""
+        if ended := _moment(self.record.get("ended")):
+            return ended
+        file = self.folder.metrics
+        return datetime.fromtimestamp(file.stat().st_mtime).astimezone() if file.is_file() else None
+
+    @property
+    def time(self) -> timedelta | None:
+        """From its start to its last sign."""
+        return self.last_sign - self.started if self.last_sign and self.started else None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A folder that ``tats sample`` wrote.
+
+    Attributes:
+        folder: Where it is.
+        name: What tells it from the others.
+        listed: What is known about each sample.
+        evaluations: Results of evaluation that lie in it.
+    """
+
+    folder: Path
+    name: str
+    listed: list[dict[str, Any]]
+    evaluations: list["Evaluation"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all samples share."""
+        first, *others = self.listed
+        return {
+            key: value
+            for key, value in first.items()
+            if key not in UNLIKE_SAMPLES and all(other.get(key) == value for other in others)
+        }
+
+    def caption(self, number: int) -> str:
+        """What a sample was asked for; else its number."""
+        sample = self.listed[number]
+        asked = [str(sample[key]) for key in ("label", "text", "class") if sample.get(key)]
+        return ", ".join(asked) or f"sample {number}"
+
+    @property
+    def files(self) -> list[Path]:
+        """The videos."""
+        return [self.folder / str(sample["file"]) for sample in self.listed]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A result of an evaluation, as ``--json`` prints it.
+
+    Attributes:
+        file: Where it was kept.
+        values: The result.
+    """
+
+    file: Path
+    values: dict[str, Any]
+
+
+def find(folders: Sequence[Path], reporter: Reporter) -> tuple[list[Run], list[Samples]]:
+    """The runs and samples in folders, stage one first.
+
+    Args:
+        folders: Run folders, folders of samples, and folders that hold some of them, such as that
+            of the demo.
+        reporter: Told what cannot be read.
+
+    Raises:
+        RunError: A folder is missing, or holds neither.
+        DataError: The listing of a folder of samples is damaged.
+    """
+    places = list(dict.fromkeys(place for folder in folders for place in _places(folder)))
+    names = dict(zip(places, _names(places), strict=True))
+    runs = [_run(place, names[place], reporter) for place in places if _is_run(place)]
+    samples = [
+        Samples(place, names[place], read_listing(place), _evaluations(place, reporter))
+        for place in places
+        if (place / LISTING).is_file()
+    ]
+    return sorted(runs, key=lambda run: run.kind == "gpt"), samples
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """A result of ``tats eval``, kept as JSON.
+
+    Raises:
+        DataError: It is none.
+    """
+    hint = f"write it with: tats eval fvd REAL FAKE --json > {file}"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}", hint) from None
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}", hint) from None
+    if not isinstance(values, dict):
+        raise DataError(f"{file} holds a {type(values).__name__}, expected one result", hint)
+    return Evaluation(file, values)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folders to show of one that was given, which may be among them."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise RunError(f"{folder} {what}, expected the folder of a run or of samples", WHAT_TO_GIVE)
+    marks = [depth + mark for depth in ("", "*/", "*/*/") for mark in (CONFIG, RECORD, LISTING)]
+    found = [file.parent for mark in marks for file in sorted(folder.resolve().glob(mark))]
+    if not found:
+        raise RunError(f"{folder} holds no run and no samples", WHAT_TO_GIVE)
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or (folder / RECORD).is_file()
+
+
+def _names(places: Sequence[Path]) -> Iterator[str]:
+    """The shortest ends of paths that tell each from the others."""
+    for place in places:
+        others = [other for other in places if other != place]
+        for count in range(1, len(place.parts) + 1):
+            end = place.parts[-count:]
+            if all(other.parts[-count:] != end for other in others):
+                break
+        yield "/".join(end)
+
+
+def _run(place: Path, name: str, reporter: Reporter) -> Run:
+    folder = RunFolder(place)
+    record = folder.record
+    settings: dict[str, Any] = {}
+    try:
+        settings = dict(read_layer(folder.config).values)
+    except ConfigError as error:
+        reporter.warn(error.message)
+    # Only runs of the GPT name a VQGAN.
+    kind = record.get("kind") or ("gpt" if "vqgan" in settings else "vqgan")
+    drawn: dict[int, list[Path]] = {}
+    for file in sorted(folder.samples.glob("*")):
+        if match := DRAWN.fullmatch(file.name):
+            drawn.setdefault(int(match[1]), []).append(file)
+    return Run(
+        folder=folder,
+        name=name,
+        kind=str(kind),
+        record=record,
+        settings=flat(settings),
+        metrics=read_metrics(folder.metrics),
+        drawn=dict(sorted(drawn.items())),
+        evaluations=_evaluations(place, reporter),
+    )
+
+
+def _evaluations(folder: Path, reporter: Reporter) -> list[Evaluation]:
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        if file.name not in (RECORD, LISTING):
+            try:
+                found.append(read_evaluation(file))
+            except DataError as error:
+                reporter.note(f"left out: {error.message}")
+    return found
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _moment(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
