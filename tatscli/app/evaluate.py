@@ -250,7 +250,7 @@ class _Comparing:
         found: list[dict[str, FeatureSet] | Side] = []
         for source, is_real in sources:
             if stored_kind(source) == "features":
-                found.append(_from_file(source, is_real, protocols))
+                found.append(_from_file(source, is_real, protocols, self._config))
                 continue
             placings = [protocol.placing(is_real) for protocol in protocols]
             stride = options.stride * (real_stride if is_real else 1)
@@ -429,12 +429,16 @@ def _protocol(config: FVDConfig) -> Protocol:
     return named.changed(**config.definition.choices, resolution=resolution)
 
 
-def _from_file(file: Path, is_real: bool, protocols: Sequence[Protocol]) -> dict[str, FeatureSet]:
+def _from_file(
+    file: Path, is_real: bool, protocols: Sequence[Protocol], config: FVDConfig
+) -> dict[str, FeatureSet]:
     """Features that were computed before, if they are those of the one protocol."""
     features = FeatureSet.read(file)
     [protocol, *others] = protocols
+    options, precision = config.fvd, config.compute.precision
     asked = {name: getattr(protocol, name) for name in ("eps", "resize", "fit", "resolution")}
-    asked["clip"] = protocol.placing(is_real)
+    asked |= {"clip": protocol.placing(is_real), "frames": options.frames}
+    asked |= {"precision": precision, "clips_per_video": options.clips_per_video}
     differing = [
         f"{name} {features.recipe.get(name)}, asked for {value}"
         for name, value in asked.items()

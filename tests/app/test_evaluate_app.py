@@ -1,12 +1,16 @@
 """Distances between folders: the network itself once, the handling of folders with a cheap one."""
 
 import json
+import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tiny_app import (
     CheapNetwork,
     Notes,
@@ -19,13 +23,17 @@ from tiny_app import (
 
 import tatscli
 from tatscli.app import evaluate as module
-from tatscli.app import sample
+from tatscli.app import fvd_sides, sample
 from tatscli.app.encode import encode
 from tatscli.app.evaluate import evaluate_fvd
+from tatscli.app.self_test import self_test
+from tatscli.app.signature import compare_results
 from tatscli.app.train import train_gpt, train_vqgan
-from tatscli.config.evaluate import FVDConfig
+from tatscli.config.evaluate import FVDConfig, ProtocolConfig
 from tatscli.core.data.video import write_video
-from tatscli.errors import CheckpointError, DataError
+from tatscli.core.metrics.protocol import PROTOCOLS
+from tatscli.core.models.i3d import random_weights
+from tatscli.errors import CheckpointError, ConfigError, DataError
 
 
 def options(**changes: Any) -> FVDConfig:
@@ -231,3 +239,277 @@ def test_sides_at_different_speeds_are_warned_of_unless_a_rate_is_given(tmp_path
     matched = evaluate_fvd(real, fake, options(), notes, real_rate=16)
     assert not any("--frame-rate" in warning for warning in notes.warnings)
     assert matched.value < evaluate_fvd(real, fake, options()).value
+
+
+def moving(count: int, seed: int, frames: int = 9, side: int = 16) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, frames, side, side, 3), np.uint8)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_the_same_pixels_in_any_kind_of_file_give_the_same_number(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 12, frames=9, seed=5), moving(12, 6)
+    for number, video in enumerate(fake):
+        write_video(tmp_path / "mkv" / f"v{number}.mkv", video, 8, lossless=True)
+        for at, frame in enumerate(video):
+            file = tmp_path / "png" / f"v{number}" / f"frame{at}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(frame).save(file)
+    np.save(tmp_path / "v.npy", fake)
+    kinds = [tmp_path / "mkv", tmp_path / "png", tmp_path / "v.npy"]
+    found = [evaluate_fvd(real, kind, options()) for kind in kinds]
+    assert len({(one.value, one.kernel, one.standard_error) for one in found}) == 1
+    assert found[0].value > 0
+    # And as real videos: the signature holds what is seen, not how it is stored.
+    back = [evaluate_fvd(kind, real, options()) for kind in kinds]
+    assert len({one.signature for one in back}) == 1
+    assert back[0].signature != found[0].signature
+
+
+@pytest.mark.usefixtures("cheap")
+def test_neither_listing_nor_batches_nor_readers_change_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fake = write(tmp_path / "real", 7), write(tmp_path / "fake", 7, seed=1)
+    expected = evaluate_fvd(real, fake, options())
+    assert (expected.real_videos, expected.fake_videos) == (7, 7)
+    for changed in ({"batch_size": 1}, {"batch_size": 7}, {"workers": 2}):
+        found = evaluate_fvd(real, fake, options(**changed))
+        assert found.value == pytest.approx(expected.value, rel=1e-6)
+        assert found.signature == expected.signature
+    walk = os.walk
+
+    def shuffled(*args: Any, **settings: Any) -> Any:
+        for folder, folders, names in walk(*args, **settings):
+            yield folder, folders[::-1], names[::-1]
+
+    monkeypatch.setattr(os, "walk", shuffled)
+    assert evaluate_fvd(real, fake, options()).value == expected.value
+
+
+class Counted(CheapNetwork):
+    """Counts the networks that were asked for."""
+
+    asked = 0
+
+    def of(self, protocol: Any) -> Any:
+        Counted.asked += 1
+        return super().of(protocol)
+
+
+def test_features_are_computed_once_and_again_when_anything_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TATS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "Network", Counted)
+    real, fake = write(tmp_path / "real", 4), write(tmp_path / "fake", 4, seed=1)
+
+    def computed(**changes: Any) -> int:
+        before = Counted.asked
+        evaluate_fvd(real, fake, options(cache=True, batch_size=9, **changes))
+        return Counted.asked - before
+
+    first = evaluate_fvd(real, fake, options(cache=True, batch_size=9))
+    assert computed() == 0
+    again = evaluate_fvd(real, fake, options(cache=True, batch_size=9))
+    assert (again.value, again.kernel, again.signature) == (
+        first.value,
+        first.kernel,
+        first.signature,
+    )
+    assert computed(cache_by_mtime=True) == 2
+    for change in ({"frames": 10}, {"seed": 1}, {"resolution": 16}, {"stride": 1, "limit": 3}):
+        assert computed(**change) == 2, change
+        assert computed(**change) == 0, change
+    # The same content at another time is known by its content, not by its time.
+    os.utime(real / "v1.mkv", (1, 1))
+    assert computed() == 0
+    assert computed(cache_by_mtime=True) == 1
+    write_video(fake / "v2.mkv", moving(1, 77, 12)[0], 8, lossless=True)
+    assert computed() == 1
+    for file in (tmp_path / "cache" / "features").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert computed() == 2
+    assert computed() == 0
+
+
+def test_what_was_left_out_is_named_from_the_cache_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cheap: None
+) -> None:
+    monkeypatch.setenv("TATS_CACHE", str(tmp_path / "cache"))
+    real, fake = write(tmp_path / "real", 4), write(tmp_path / "fake", 4, seed=1)
+    (real / "v1.mkv").write_bytes(broken(real / "v1.mkv", tmp_path / "scratch.mp4"))
+    settings = {"cache": True, "frames": 12}
+    notes = [Notes(), Notes()]
+    found = [evaluate_fvd(real, fake, options(**settings), said) for said in notes]
+    assert found[0].skipped == found[1].skipped and len(found[0].skipped) == 1
+    for said in notes:
+        assert sum("left out v1.mkv" in line for line in said.warnings) == 1
+    with pytest.raises(DataError, match=r"v1\.mkv"):
+        evaluate_fvd(real, fake, options(**settings, strict=True))
+    with pytest.raises(DataError, match=r"--max-bad 0\.1"):
+        evaluate_fvd(real, fake, options(**settings, max_bad=0.1))
+
+
+@pytest.mark.usefixtures("cheap")
+def test_all_protocols_are_those_that_are_named_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fake = write(tmp_path / "real", 5), write(tmp_path / "fake", 5, seed=1)
+    reads = 0
+    read_frames = fvd_sides.read_frames
+
+    def counted(*args: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return read_frames(*args)
+
+    monkeypatch.setattr(fvd_sides, "read_frames", counted)
+    found = module.evaluate_all(real, fake, options())
+    assert reads == 10
+    assert [one.protocol for one in found] == list(PROTOCOLS)
+    assert len({one.signature for one in found}) == len(found)
+    for one in found:
+        config = options()
+        config = config.model_copy(
+            update={"definition": ProtocolConfig(protocol=one.protocol)}  # type: ignore[arg-type]
+        )
+        alone = evaluate_fvd(real, fake, config)
+        assert (alone.value, alone.signature) == (one.value, one.signature)
+    assert len({one.value for one in found}) > 2
+
+
+@pytest.mark.usefixtures("cheap")
+def test_features_in_a_file_stand_for_their_videos(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 6), write(tmp_path / "fake", 5, seed=1)
+    module.write_features(real, tmp_path / "real.npz", options())
+    direct = evaluate_fvd(real, fake, options())
+    stored = evaluate_fvd(tmp_path / "real.npz", fake, options())
+    assert (stored.value, stored.kernel, stored.signature) == (
+        direct.value,
+        direct.kernel,
+        direct.signature,
+    )
+    with pytest.raises(DataError, match="resolution 8, asked for 16"):
+        evaluate_fvd(tmp_path / "real.npz", fake, options(resolution=16))
+    with pytest.raises(DataError, match="frames 9, asked for 10"):
+        evaluate_fvd(tmp_path / "real.npz", fake, options(frames=10))
+    (tmp_path / "bad.npz").write_bytes((tmp_path / "real.npz").read_bytes()[:200])
+    with pytest.raises(DataError, match=r"bad\.npz"):
+        evaluate_fvd(tmp_path / "bad.npz", fake, options())
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_mean_and_covariance_give_the_plain_value(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 6), write(tmp_path / "fake", 5, seed=1)
+    features = module.write_features(real, tmp_path / "real.npz", options()).features.double()
+    np.savez(tmp_path / "old.npz", mu=features.mean(0), sigma=features.T.cov(), n=6)
+    direct, found = (evaluate_fvd(side, fake, options()) for side in (real, tmp_path / "old.npz"))
+    assert found.value == pytest.approx(direct.value, rel=1e-9)
+    assert found.standard_error is found.kernel is None
+    np.savez(tmp_path / "old.npz", mu=np.zeros(1024), sigma=np.eye(1024))
+    with pytest.raises(DataError, match="mean of 1024 figures, I3D gives 400"):
+        evaluate_fvd(tmp_path / "old.npz", fake, options())
+
+
+@pytest.mark.usefixtures("cheap")
+def test_what_speaks_against_a_number_is_said(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 5), write(tmp_path / "fake", 3, seed=1)
+    shutil.copy(real / "v0.mkv", real / "again.mkv")
+    shutil.copy(real / "v1.mkv", fake / "leak.mkv")
+    write_video(real / "lossy.mp4", moving(1, 9, 12)[0], 8)
+
+    def said(**changes: Any) -> str:
+        result = evaluate_fvd(real, fake, options(frames=12, features="i3d", **changes))
+        return "\n".join(result.warnings)
+
+    text = said()
+    for part in (
+        "7 and 4 videos: below 2048",
+        "below 401 covariances are singular",
+        "--match-n",
+        "1 of 7 clips of real videos are there twice",
+        "1 clips are among the real videos and among the samples",
+        "real videos are stored with losses, the others without",
+    ):
+        assert part in text
+    assert "--match-n" not in said(match_n=True)
+    assert "not independent" in said(clips_per_video=2)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_videos_are_chosen_by_split_pattern_and_number(data: Path, tmp_path: Path) -> None:
+    counts = {
+        (split, match): evaluate_fvd(data, data, options(split=split, match=match)).real_videos
+        for split, match in (("all", ""), ("train", ""), ("val", ""), ("all", "train/*"))
+    }
+    assert counts["all", ""] == counts["train", ""] + counts["val", ""]
+    assert counts["all", "train/*"] == counts["train", ""]
+    with pytest.raises(DataError, match="none of its 6 videos is wanted"):
+        evaluate_fvd(data, data, options(match="nothing*"))
+    few, more = (
+        set(module.write_features(data, tmp_path / f"{n}.npz", options(limit=n)).videos)
+        for n in (2, 4)
+    )
+    assert len(few) == 2 and few < more
+
+
+@pytest.mark.usefixtures("cheap")
+def test_short_videos_are_left_out_refused_or_padded(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 3), write(tmp_path / "fake", 3, seed=1)
+    write(real / "short", 1, frames=5)
+    assert evaluate_fvd(real, fake, options()).real_videos == 3
+    padded = evaluate_fvd(real, fake, options(short="pad"))
+    assert padded.real_videos == 4
+    assert any("repeat their last frame" in text for text in padded.warnings)
+    with pytest.raises(DataError, match="has 5 frames, a clip needs 9") as caught:
+        evaluate_fvd(real, fake, options(short="error"))
+    assert "--short skip" in caught.value.hint
+    with pytest.raises(DataError, match="a clip of 13 frames; the longest has 12"):
+        evaluate_fvd(real, fake, options(frames=13))
+
+
+def judged(tmp_path: Path, name: str, **changes: Any) -> Path:
+    real, fake = tmp_path / "real", tmp_path / "fake"
+    file = tmp_path / name
+    file.write_text(json.dumps(asdict(evaluate_fvd(real, fake, options(**changes)))))
+    return file
+
+
+@pytest.mark.usefixtures("cheap")
+def test_results_compare_only_under_one_signature(tmp_path: Path) -> None:
+    write(tmp_path / "real", 6)
+    write(tmp_path / "fake", 6, seed=1)
+    first = judged(tmp_path, "a.json")
+    [same] = compare_results(first, judged(tmp_path, "b.json", batch_size=3))
+    assert same.difference == pytest.approx(0, abs=1e-6)
+    assert "not told apart" in same.verdict
+    for changes, part in (
+        ({"frames": 10}, "frames 9 and 10"),
+        ({"limit": 5}, "n 6/6 and 5/5"),
+        ({"seed": 3}, "seed 0 and 3"),
+    ):
+        with pytest.raises(DataError, match=part):
+            compare_results(first, judged(tmp_path, "c.json", **changes))
+    write_video(tmp_path / "real" / "v0.mkv", moving(1, 3, 12)[0], 8, lossless=True)
+    with pytest.raises(DataError, match="real [0-9a-f]+ and [0-9a-f]+"):
+        compare_results(first, judged(tmp_path, "d.json"))
+    (tmp_path / "e.json").write_text("{}")
+    with pytest.raises(DataError, match=r"e\.json holds no result"):
+        compare_results(first, tmp_path / "e.json")
+
+
+def test_the_self_test_knows_a_network_that_is_another(tmp_path: Path) -> None:
+    torch.save(random_weights(0), tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=r"published are 569\.230: this is not the I3D"):
+        self_test(options(features="i3d", weights=tmp_path / "other.pt", frames=10))
+    with pytest.raises(ConfigError, match="no distance is published for i3d features of 9 frames"):
+        self_test(options(features="i3d", frames=9))
+
+
+def test_own_weights_are_never_called_an_fvd(tmp_path: Path) -> None:
+    torch.save(random_weights(0), tmp_path / "other.pt")
+    real, fake = write(tmp_path / "real", 2), write(tmp_path / "fake", 2, seed=1)
+    result = evaluate_fvd(real, fake, options(features="i3d", weights=tmp_path / "other.pt"))
+    assert result.measure != "fvd"
+    assert any("is not the I3D that defines FVD" in text for text in result.warnings)

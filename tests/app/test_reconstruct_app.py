@@ -27,8 +27,9 @@ from tatscli.core import weights
 from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan, save_vqgan
 from tatscli.core.data.video import to_uint8, write_video
 from tatscli.core.metrics.baselines import best_constant_image
-from tatscli.core.metrics.features import PROTOCOLS, video_features
+from tatscli.core.metrics.features import video_features
 from tatscli.core.metrics.frechet import frechet_distance
+from tatscli.core.metrics.protocol import PROTOCOLS
 from tatscli.core.metrics.reconstruction import clip_psnr, l1, psnr, rounded, standard_error
 from tatscli.core.metrics.usage import UsageCounts
 from tatscli.core.models.perceptual import LPIPS

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tatscli.app.evaluate import LISTING, read_listing
+from tatscli.app.listing import LISTING, read_listing
 from tatscli.app.report.curves import Points, read_metrics
 from tatscli.app.reporting import Reporter
 from tatscli.app.run import RunFolder
