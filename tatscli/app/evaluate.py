@@ -142,6 +142,9 @@ def evaluate_fvd(
     placement = place(config.compute)
     for text in devices_notes(config.compute, placement):
         reporter.note(text)
+    for folder in (real, fake):
+        if not folder.exists():
+            raise DataError(f"{folder} does not exist", "give two folders of videos: REAL and FAKE")
     model = _network(options)
     sides = [
         _Side(real, options, real_stride, options.frame_rate or real_rate, reporter),
@@ -207,7 +210,11 @@ class _Side:
             sample_every_n_frames=stride,
             frame_rate=rate,
         )
-        self._source = ClipSource(whole, index.root, clip)
+        try:
+            self._source = ClipSource(whole, index.root, clip)
+        except DataError as error:
+            hint = f"a smaller --frames, from {LEAST_FRAMES} on, or longer videos"
+            raise DataError(error.message, error.hint or hint) from error
         self.left_out = [*unread, *self._source.problems]
         self._bad = BadVideos(index.root, len(videos) + len(unread), options.max_bad, unread)
         if options.strict and self.left_out:

@@ -22,6 +22,7 @@ from tatscli.core.data.clips import FixedClips, Wanted
 from tatscli.core.data.index import Problem
 from tatscli.core.data.synth import SHAPES, shape_clip, sound_clip
 from tatscli.core.data.video import to_float
+from tatscli.core.failures import explained
 from tatscli.core.metrics.agnosticity import TimeAgnosticity, least_frames, time_agnosticity
 from tatscli.core.metrics.baselines import best_constant_image
 from tatscli.core.metrics.reconstruction import psnr, usage_perplexity
@@ -83,6 +84,7 @@ class VQGANEvalResult:
     time_measured_on: str
 
 
+@explained("a smaller --batch-size needs less; so do a smaller --resolution and --sequence-length")
 def evaluate_vqgan(
     checkpoint: Path, config: VQGANEvalConfig, reporter: Reporter | None = None
 ) -> VQGANEvalResult:
