@@ -13,6 +13,7 @@ DISK_HINTS = {
     errno.EROFS: "write elsewhere with --out",
     errno.EACCES: "check the permissions, or write elsewhere with --out",
     errno.ENOTDIR: "a part of this path is a file",
+    errno.EEXIST: "a part of this path is a file",
 }
 """What helps where the system refuses to write, by its number for the reason."""
 

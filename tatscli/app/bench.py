@@ -16,6 +16,7 @@ from tatscli.app.bench_stages import STAGES, Measured, Workshop, measure
 from tatscli.app.devices import choose_device
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.bench import BenchConfig, StageName
+from tatscli.core.failures import explained
 from tatscli.core.limits import Machine, measure_machine
 from tatscli.errors import ConfigError, DataError
 
@@ -114,6 +115,7 @@ class Comparison:
     note: str = ""
 
 
+@explained("a smaller --batch-size or --size needs less")
 def bench(
     stages: Sequence[StageName], config: BenchConfig, reporter: Reporter | None = None
 ) -> BenchResult:

@@ -31,6 +31,7 @@ from tatscli.core.data.clips import (
 from tatscli.core.data.index import Problem, VideoEntry, VideoIndex, build_index
 from tatscli.core.data.sound import read_sound
 from tatscli.core.data.synth import SynthResult, write_dataset
+from tatscli.core.data.tokens import is_token_dataset
 from tatscli.core.data.video import read_frames
 from tatscli.errors import DataError
 
@@ -142,6 +143,11 @@ def open_videos(
         DataError: Nothing usable is left, too much is unreadable, or ``strict`` and anything would
             be left out.
     """
+    if is_token_dataset(root):
+        raise DataError(
+            f"{root} holds tokens, and videos are needed",
+            f"tats gpt train --data {root} trains on them; tats decode {root} makes videos of them",
+        )
     with reporter.task("indexing", "videos") as task:
         index = build_index(root, strict=strict, progress=lambda n, of: task.update(n, of))
     clips = VideoClips(index, clip, wanted, max_bad)

@@ -47,7 +47,10 @@ def place(compute: DevicesConfig, *, every_gpu: bool = False) -> Placement:
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if compute.gpus:
         if compute.device not in ("auto", "cuda"):
-            raise DeviceError(f"--gpus {compute.gpus} and --device {compute.device} contradict")
+            raise DeviceError(
+                f"--gpus {compute.gpus} and --device {compute.device} contradict",
+                "leave one of them out",
+            )
         if compute.gpus > visible:
             raise DeviceError(
                 f"--gpus {compute.gpus}, but {visible} CUDA devices are visible here",

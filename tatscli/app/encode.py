@@ -44,6 +44,7 @@ from tatscli.core.data.tokens import (
     TokenWriter,
 )
 from tatscli.core.data.video import Frames, to_uint8, video_writer
+from tatscli.core.failures import explained
 from tatscli.core.files import claim_empty
 from tatscli.core.models.inference import vqgan_for_inference
 from tatscli.core.models.vqgan import VQGAN
@@ -172,6 +173,7 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     return _summary(writer)
 
 
+@explained("a smaller --batch-size needs less")
 def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None) -> DecodeResult:
     """Decode a token dataset, here or elsewhere, to one video a clip.
 

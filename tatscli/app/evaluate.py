@@ -226,6 +226,11 @@ class _Comparing:
         real_rate: float = 0.0,
     ) -> list[FVDResult]:
         """The result for each protocol."""
+        for folder in (real, fake):
+            if not folder.exists():
+                raise DataError(
+                    f"{folder} does not exist", "give two folders of videos: REAL and FAKE"
+                )
         if stored_kind(fake) == "moments":
             raise DataError(f"{fake}: only the real side may be a mean and covariance")
         if stored_kind(real) == "moments":

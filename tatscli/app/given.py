@@ -25,6 +25,7 @@ from tatscli.core.data.index import (
 from tatscli.core.data.video import Frames, read_frames, to_float
 from tatscli.errors import ConfigError, DataError
 
+_CONTEXT = "--context takes a video or a dataset"
 TRUTH_PIECE = 64
 """Frames of a real video held at once while it is copied."""
 
@@ -111,7 +112,7 @@ def open_given(
         DataError: There is no video of so many frames.
     """
     if not path.exists():
-        raise DataError(f"{path} does not exist", "--context takes a video or a dataset")
+        raise DataError(f"{path} does not exist", _CONTEXT)
     root, entries, classes = _entries(path, reporter)
     stride = clip.sample_every_n_frames
     lengths = [grid_length(entry, clip.frame_rate) // stride for entry in entries]
@@ -173,7 +174,10 @@ def _folder(entry: VideoEntry) -> str:
 def _entries(path: Path, reporter: Reporter) -> tuple[Path, list[VideoEntry], tuple[str, ...]]:
     """The folder where paths start, the videos that are meant, whole, and names of classes."""
     if not is_dataset(path):
-        root, entry = single_video(path)
+        try:
+            root, entry = single_video(path)
+        except DataError as error:
+            raise DataError(error.message, error.hint or _CONTEXT) from error
         return root, [entry], ()
     with reporter.task("indexing", "videos") as task:
         index = build_index(path, progress=lambda done, of: task.update(done, of))

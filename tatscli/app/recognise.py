@@ -19,6 +19,7 @@ from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import ClassesConfig
 from tatscli.core.data.video import probe, read_frames, to_float
+from tatscli.core.failures import explained
 from tatscli.core.metrics.probe import ShapeProbe, train_probe
 from tatscli.errors import DataError
 
@@ -55,6 +56,7 @@ class ClassesResult:
     right_by_class: dict[str, float]
 
 
+@explained("fewer --clips or --frames need less")
 def judge_classes(
     real: Path, fake: Path, config: ClassesConfig, reporter: Reporter | None = None
 ) -> ClassesResult:
@@ -64,6 +66,8 @@ def judge_classes(
         DataError: The real videos have no classes, or a sample was asked for none of them.
     """
     reporter = reporter or Silent()
+    if not real.exists():
+        raise DataError(f"{real} does not exist", "give real videos and samples: REAL and FAKE")
     listed = read_listing(fake)
     first = _info(fake, listed[0])
     size = min(first.width, first.height, LARGEST_SIDE)

@@ -170,6 +170,7 @@ class VQGANEvalResult:
     out: Path | None
 
 
+@explained("a smaller --batch-size needs less; so do a smaller --resolution and --sequence-length")
 def evaluate_vqgan(
     checkpoint: Path, config: VQGANEvalConfig, reporter: Reporter | None = None
 ) -> VQGANEvalResult:

@@ -49,6 +49,7 @@ from tatscli.core.data.video import (
     video_writer,
     write_png,
 )
+from tatscli.core.failures import explained
 from tatscli.core.files import claim_empty, unwritable
 from tatscli.core.models.i3d import MIN_FRAMES
 from tatscli.core.models.vqgan import VQGAN
@@ -63,6 +64,12 @@ GRID_PIECE = 16
 """Frames of the grid that are made at once."""
 STRIP_ROWS = 8
 """Rows of the still: one for each sample, or two with the truth above it."""
+
+
+_LESS_MEMORY = (
+    "--batch-size auto takes as many samples at once as fit, a number below that needs less; so "
+    "does --precision bf16"
+)
 
 
 @dataclass(frozen=True)
@@ -203,6 +210,7 @@ def sample_long(
     return _as_tensor(long_sampler(config.sample, config.window, Silent()), config, given)
 
 
+@explained(_LESS_MEMORY)
 def short(config: SampleShortConfig, reporter: Reporter | None = None) -> SampleResult:
     """Sample videos of the length of training into a folder.
 
@@ -214,6 +222,7 @@ def short(config: SampleShortConfig, reporter: Reporter | None = None) -> Sample
     return _write_folder("short", short_sampler(config.sample, reporter), config, reporter)
 
 
+@explained(_LESS_MEMORY)
 def long(config: SampleLongConfig, reporter: Reporter | None = None) -> SampleResult:
     """Sample videos of any length into a folder.
 

@@ -264,7 +264,10 @@ def merge_tokens(
     """
     reporter, out = reporter or Silent(), config.merge.out
     if len(sources) < 2:
-        raise ConfigError(f"{len(sources)} token dataset given, merging takes two or more")
+        raise ConfigError(
+            f"{len(sources)} token dataset given, merging takes two or more",
+            "name two or more: tats tokens merge TOKENS TOKENS --out NEW",
+        )
     folders = [local_tokens(path, reporter) for path in sources]
     places = [folder.resolve() for folder in folders]
     if twice := next((path for path in places if places.count(path) > 1), None):

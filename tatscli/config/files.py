@@ -140,19 +140,22 @@ def read_layer(file: Path) -> Layer:
     """
     import yaml  # here and below, since neither help nor completion needs it
 
+    hint = "tats config copy PRESET FILE writes a file of settings to start from"
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from None
+        raise ConfigError(f"{file}: {error.strerror}", hint) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}, line {mark.line + 1}," if mark else str(file)
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{where} is not valid YAML: {reason}") from None
+        raise ConfigError(f"{where} is not valid YAML: {reason}", hint) from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds a {type(values).__name__}, expected a mapping of settings")
+        raise ConfigError(
+            f"{file} holds a {type(values).__name__}, expected a mapping of settings", hint
+        )
     return Layer(place=str(file), values=values)
 
 

@@ -75,9 +75,11 @@ class VQGANConfig(Config):
         sides = {"frames": frames, "height": height, "width": width}
         for (name, side), factor in zip(sides.items(), self.downsample, strict=True):
             if side % factor:
+                below = side - side % factor
+                near = " and ".join(str(n) for n in (below, below + factor) if n)
                 raise ValueError(
-                    f"{name} {side} cannot be downsampled by {factor} "
-                    f"(downsample is {' '.join(map(str, self.downsample))})"
+                    f"{name} {side} cannot be downsampled by {factor} (downsample is "
+                    f"{' '.join(map(str, self.downsample))}); the nearest that can: {near}"
                 )
         t, h, w = self.downsample
         return frames // t, height // h, width // w

@@ -486,7 +486,8 @@ def _header(checkpoint: Mapping[str, Any], file: Path) -> _VQGANHeader | _GPTHea
         keys = ", ".join(sorted(map(str, checkpoint))[:10])
         raise CheckpointError(
             f"{file} is neither a tats checkpoint nor a published TATS file, which has state_dict "
-            f"and hyper_parameters with args; it holds: {keys}"
+            f"and hyper_parameters with args; it holds: {keys}",
+            "give a checkpoint that tats or the published code wrote",
         )
     number = header.get("format")
     if isinstance(number, int) and number > FORMAT:

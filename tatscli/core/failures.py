@@ -10,6 +10,8 @@ from tatscli.errors import DataError, DeviceError, RunError
 
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?(.*?)\.?\s*$", re.S)
 _NO_MEMORY = "can't allocate memory"
+_ASKED = re.compile(r"tried to allocate ([\d.]+ \w+)", re.I)
+_FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
 _LOST = re.compile(r"gloo|NCCL|Connection (?:closed|reset) by peer|process group", re.I)
 """How torch reports that another process of the group does not answer."""
 
@@ -30,12 +32,12 @@ def explained(less_memory: str, again: str = "") -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceError(f"out of memory on the GPU: {_first(error)}", less_memory) from error
+        raise DeviceError(f"out of memory on the GPU: {_asked(error)}", less_memory) from error
     except torch.distributed.DistError as error:
         raise _lost(error, again) from error
     except RuntimeError as error:
         if _NO_MEMORY in str(error):
-            raise DeviceError(f"out of memory: {_first(error)}", less_memory) from error
+            raise DeviceError(f"out of memory: {_asked(error)}", less_memory) from error
         if found := _WORKER.search(str(error)):
             numbers, end = found.groups()
             raise DataError(
@@ -51,6 +53,15 @@ def explained(less_memory: str, again: str = "") -> Iterator[None]:
 
 def _lost(error: Exception, again: str) -> RunError:
     return RunError(f"another process of this run ended or does not answer: {_first(error)}", again)
+
+
+def _asked(error: Exception) -> str:
+    """How much was asked for, and of a GPU how much there is; else what torch says."""
+    asked, room = _ASKED.search(str(error)), _FREE.search(str(error))
+    if not asked:
+        return _first(error)
+    free = f", and {room[2]} of {room[1]} are free" if room else ""
+    return f"{asked[1]} more were asked for{free}"
 
 
 def _first(error: Exception) -> str:

@@ -123,9 +123,12 @@ def claim_empty(path: Path, hint: str, kind: type[TatsError] = DataError) -> Non
         TatsError: Of the given kind; it is a file, holds something, or cannot be looked into.
     """
     try:
-        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        is_file = path.exists() and not path.is_dir()
+        taken = not is_file and path.exists() and any(path.iterdir())
     except OSError as error:
         raise unwritable(path, error, kind) from error
+    if is_file:
+        raise kind(f"{path} is a file, and a folder is to be written", "choose another name")
     if taken:
         raise kind(f"{path} exists and is not empty; nothing was overwritten", hint)
 

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
 
 from tatscli.cli.main import main
 from tatscli.errors import DataError, TatsError
@@ -231,3 +233,161 @@ def test_an_existing_run_folder_is_not_overwritten(train, tats, tmp_path):
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     again = tats("data", "synth", "mine")
     assert_is_message(again, 1, "mine")
+
+
+@pytest.fixture
+def clutter(tmp_path):
+    """Files and folders of the wrong kind, in the folder where commands are called."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("precious")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "train-000.safetensors").touch()
+    (tmp_path / "file").write_text("hello")
+    (tmp_path / "text.ckpt").write_text("hello")
+    (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps([1]))
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pt")
+    (tmp_path / "text.h5").write_text("hello")
+    (tmp_path / "bad.yaml").write_text("model: [")
+    (tmp_path / "list.yaml").write_text("- 1")
+    return tmp_path
+
+
+TRAIN = ["vqgan", "train", "--preset", "tiny", "--device", "cpu", "--data"]
+NO_VIDEOS = "no videos and no folders of frames in it"
+MISTAKES = [
+    (["data", "synth", "file"], "file is a file, and a folder is to be written", "another name"),
+    (["demo", "file"], "file is a file, and a folder is to be written", "another name"),
+    (["data", "check", "text.h5"], "text.h5: cannot be read", "such a file has train_data"),
+    ([*TRAIN, "tokens"], "tokens holds tokens, and videos are needed", "tats gpt train --data"),
+    ([*TRAIN, "empty"], NO_VIDEOS, "tats data synth"),
+    ([*TRAIN, "full", "--gpus", 1], "--gpus 1 and --device cpu contradict", "leave one of them"),
+    ([*TRAIN, "full", "--init", "weights.pt"], "it holds: weight", "a checkpoint that tats or"),
+    (["encode", "--data", "full", "--vqgan", "gone"], "gone does not exist", "a run folder"),
+    (["encode", "--data", "full", "--vqgan", "empty"], "empty holds no checkpoint", "a run folder"),
+    (["encode", "--data", "full", "--vqgan", "text.ckpt"], "it is a text", "a checkpoint that"),
+    (["decode", "file"], "file: no token dataset, manifest.json is not there", "tats encode"),
+    (["tokens", "info", "file"], "file: no token dataset", "tats encode"),
+    (["tokens", "merge", "full", "empty", "--out", "new"], "full: no token dataset", "tats encode"),
+    (["tokens", "merge", "full", "--out", "new"], "1 token dataset given", "name two or more"),
+    (["gpt", "train", "--data", "full"], "--vqgan is not given", "add --vqgan RUN"),
+    (["sample", "short", "--gpt", "gone"], "gone does not exist", "a run folder"),
+    (["sample", "short", "--gpt", "pickle.ckpt"], "pickle.ckpt is refused", "do not trust"),
+    (["sample", "short", "--gpt", "weights.pt"], "weights.pt is neither", "a checkpoint that tats"),
+    (["sample", "long", "--gpt", "text.ckpt", "--length", 4], "it is a text", "a checkpoint that"),
+    (["eval", "fvd", "gone", "full"], "gone does not exist", "REAL and FAKE"),
+    (["eval", "fvd", "full", "gone"], "gone does not exist", "REAL and FAKE"),
+    (["eval", "classes", "gone", "full"], "gone does not exist", "REAL and FAKE"),
+    (["eval", "classes", "full", "empty"], "empty/samples.json: No such file", "tats sample wrote"),
+    (["import", "weights.pt"], "weights.pt is neither", "a checkpoint that tats"),
+    (["export", "empty"], "empty holds no checkpoint", "a run folder"),
+    (["ckpt", "info", "text.ckpt"], "it is a text", "a checkpoint that"),
+    (["config", "copy", "vqgan-tiny", "file/a.yaml"], "file/a.yaml cannot be written", "is a file"),
+    (
+        ["bench", "--compare", "file", "file"],
+        "file is no result of tats bench",
+        "tats bench --json",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told", "helps"), MISTAKES)
+def test_a_likely_mistake_is_told_with_what_mends_it(tats, clutter, arguments, told, helps):
+    before = set(clutter.rglob("*"))
+    outcome = tats(*arguments)
+    assert_is_message(outcome, 1, told)
+    assert helps in outcome.err.split("hint: ")[1]
+    assert {path for path in clutter.rglob("*") if "cache" not in path.parts} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "helps"),
+    [
+        (["vqgan", "train", "-c", "bad.yaml"], "bad.yaml, line 1, is not valid", "config copy"),
+        (["vqgan", "train", "-c", "list.yaml"], "list.yaml holds a list", "tats config copy"),
+        (["vqgan", "train", "-c", "empty"], "empty: Is a directory", "tats config copy"),
+        (["vqgan", "train", "--resume", "file"], "file is no run folder", "its --out"),
+        (["encode"], "--data is required\n--vqgan is required", "add --data and --vqgan"),
+        (["bench", "nonsense"], "'nonsense' is no stage", "stages are read"),
+        (["config", "show", "nonsense"], "is no command with settings", "vqgan train"),
+    ],
+)
+def test_a_mistake_in_the_call_is_told_with_what_mends_it(tats, clutter, arguments, told, helps):
+    outcome = tats(*arguments)
+    assert_is_message(outcome, 2, told)
+    assert helps in outcome.err.split("hint: ")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["dta", "check"], "No such command 'dta'. Did you mean 'data'?"),
+        (["vqgan", "trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["data", "check", "x", "--sequence-lenght", 4], "Possible options: --sequence-length"),
+        (["data", "check"], "Missing argument 'DIR'"),
+        (["eval", "fvd", "x"], "Missing argument 'FAKE'"),
+    ],
+)
+def test_what_is_misspelt_or_missing_is_told_with_what_is_near(tats, arguments, told):
+    outcome = tats(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert told in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sample", "long", "--length", 0], "--length: Input should be greater than or equal to 1"),
+        (["sample", "short", "--samples", -1], "--samples: Input should be greater than"),
+        (["sample", "short", "--top-p", 2], "--top-p: Input should be less than or equal to 1"),
+        (["data", "synth", "x", "--classes", 9], "--classes: Input should be less than or equal"),
+        (["gpt", "train", "--data", "x", "--layers", 0], "--layers: Input should be greater than"),
+        (["gpt", "train", "--data", "x", "--width", 100, "--heads", 3], "width 100 is not div"),
+        ([*TRAIN, "x", "--resolution", 50], "by 4 (downsample is 2 4 4); the nearest that can: 48"),
+        ([*TRAIN, "x", "--gpus", -1], "--gpus: Input should be greater than or equal to 0, got -1"),
+        ([*TRAIN, "x", "--batch-size", 0], "--batch-size: Input should be greater than"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_a_usage_error(tats, arguments, told):
+    assert_is_message(tats(*arguments), 2, told)
+
+
+FULL_GPU = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of "
+    "which 5.81 MiB is free. Including non-PyTorch memory, this process has 79.09 GiB in use."
+)
+FULL_MACHINE = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 99 bytes. Error code 12 (Cannot allocate memory)"
+)
+DEAD_WORKER = RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "within", "helps"),
+    [
+        (["sample", "short"], "sample.short_sampler", "--batch-size auto"),
+        (["sample", "long"], "sample.long_sampler", "--precision bf16"),
+        (["decode", "tokens"], "encode.local_tokens", "--batch-size"),
+        (["vqgan", "eval", "run", "--time"], "reconstruct.read_vqgan", "--batch-size"),
+        (["eval", "classes", ".", "."], "recognise.read_listing", "--clips"),
+        (["bench"], "bench.choose_device", "--size"),
+    ],
+)
+@pytest.mark.parametrize("failure", [FULL_GPU, FULL_MACHINE, DEAD_WORKER])
+def test_a_machine_that_gives_out_is_told_with_the_options_that_need_less(
+    tats, monkeypatch, arguments, within, helps, failure
+):
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(f"tatscli.app.{within}", fail)
+    outcome = tats(*arguments)
+    if failure is FULL_GPU:
+        told = "error: out of memory on the GPU: 2.50 GiB more were asked for, and 5.81 MiB of"
+    elif failure is FULL_MACHINE:
+        told = "error: out of memory: 99 bytes more were asked for"
+    else:
+        told, helps = "error: process 4711 that read clips was killed by signal", "--workers 0"
+    assert_is_message(outcome, 1, told)
+    assert helps in outcome.err.split("hint: ")[1]

@@ -51,8 +51,10 @@ def test_a_folder_that_holds_something_is_not_claimed(tmp_path: Path) -> None:
     claim_empty(tmp_path / "new", "")
     claim_empty(tmp_path, "")
     (tmp_path / "note.txt").touch()
-    for path in (tmp_path, tmp_path / "note.txt"):
+    for path, message, hint in (
+        (tmp_path, "exists and is not empty; nothing was overwritten", "choose another"),
+        (tmp_path / "note.txt", "is a file, and a folder is to be written", "choose another name"),
+    ):
         with pytest.raises(RunError) as caught:
             claim_empty(path, "choose another", RunError)
-        message = f"{path} exists and is not empty; nothing was overwritten"
-        assert (caught.value.message, caught.value.hint) == (message, "choose another")
+        assert (caught.value.message, caught.value.hint) == (f"{path} {message}", hint)

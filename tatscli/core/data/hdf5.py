@@ -145,7 +145,7 @@ def _opened(file: Path) -> Iterator[Any]:
             yield stored
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{file}: cannot be read: {reason}") from error
+        raise DataError(f"{file}: cannot be read: {reason}", _LAYOUT) from error
 
 
 def _name(address: Address) -> str:

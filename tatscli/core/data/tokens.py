@@ -776,7 +776,7 @@ def _parse_manifest(folder: Path) -> TokenManifest:
     path = folder / MANIFEST
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder}: no token dataset, {MANIFEST} is not there", "'tats encode' writes one"
         ) from error

@@ -51,12 +51,6 @@ from tatscli.errors import RunError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
-LESS_MEMORY = (
-    "--batch-size 1 with a larger --accumulate is the same step in parts; --recompute trades time "
-    "for memory; --precision bf16, a smaller --resolution or --sequence-length need less"
-)
-"""What helps a run that does not fit."""
-
 _ENVIRONMENTS: dict[str, Callable[[], ClusterEnvironment]] = {
     "tats": LightningEnvironment,
     "torchrun": TorchElasticEnvironment,
@@ -191,6 +185,9 @@ def fit(
         on_step: Told about progress.
         resume: Checkpoint to continue from.
     """
+    less = less_memory(loop, compute, placement)
+    with explained(less):
+        least_seconds = _least_seconds(module, placement) or 0.0
     checkpoints = Checkpoints(folder / "checkpoints", loop, monitor)
     held = len(clips.validation)  # type: ignore[arg-type]
     stop = GracefulStop(checkpoints, held // placement.world // loop.batch_size)
@@ -226,9 +223,7 @@ def fit(
             RandomState(),
             SameWeights(),
             # Before the pictures, which take time of their own.
-            Telling(
-                on_step, loop.log_every, figures, _least_seconds(module, placement) or 0.0, waiting
-            ),
+            Telling(on_step, loop.log_every, figures, least_seconds, waiting),
             Pictures(draw, loop.grid_every),
             checkpoints,
             stop,
@@ -241,7 +236,7 @@ def fit(
     workers = choose_workers(placement.accelerator, compute.workers, placement.processes)
     data = ClipData(clips, loop, placement, workers)
     try:
-        with suppress(StoppedError), explained(LESS_MEMORY, f"continue with --resume {folder}"):
+        with suppress(StoppedError), explained(less, f"continue with --resume {folder}"):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except NotFiniteError as error:
         raise RunError(f"{error.message}; {checkpoints.sound()}", error.hint) from error
@@ -251,6 +246,21 @@ def fit(
         raise KeyboardInterrupt from error
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return Outcome(trainer.global_step, stop.signal, values)
+
+
+def less_memory(loop: LoopConfig, compute: ComputeConfig, placement: Placement) -> str:
+    """The options that help a run which does not fit, as far as they are not in use."""
+    ways = []
+    if loop.batch_size > 1:
+        parts = 2 if loop.batch_size % 2 == 0 else loop.batch_size
+        ways.append(
+            f"--batch-size {loop.batch_size // parts} --accumulate {loop.accumulate * parts} is "
+            "the same step in parts"
+        )
+    if not compute.recompute:
+        ways.append("--recompute trades time for memory")
+    narrower = "--precision bf16, " if placement.precision == "32-true" else ""
+    return "; ".join([*ways, f"{narrower}a smaller --resolution or --sequence-length need less"])
 
 
 @rank_zero_only

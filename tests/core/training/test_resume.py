@@ -424,11 +424,13 @@ def test_an_error_of_a_reader_is_the_error_itself(train: Train, workers: int) ->
 @pytest.mark.parametrize(
     ("raised", "kind", "says", "helps"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"),
-         DeviceError, "out of memory on the GPU: CUDA out of memory", "--recompute"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total "
+                                "capacity of 79.11 GiB of which 5.81 MiB is free. Including"),
+         DeviceError, "GPU: 2.50 GiB more were asked for, and 5.81 MiB of 79.11 GiB are free",
+         "--recompute"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
                       ": you tried to allocate 9 bytes. Error code 12"),
-         DeviceError, "out of memory", "--batch-size 1"),
+         DeviceError, "out of memory: 9 bytes more were asked for", "--precision bf16"),
         (RuntimeError("[pair.cc:1] Connection closed by peer [127.0.0.1]:1. gloo"),
          RunError, "another process of this run ended", "--resume"),
     ],
