@@ -175,4 +175,6 @@ def classes(
 
 
 # The same command, where those who come from other tools look for it.
-app.command("recon", epilog="The same as: tats vqgan eval")(vqgan.evaluate)
+app.command(
+    "recon", epilog="Example: tats eval recon runs/vqgan --data DIR; the same as tats vqgan eval"
+)(vqgan.evaluate)
