@@ -1,6 +1,5 @@
 """Training of both stages: from settings to a run folder."""
 
-import json
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from torch.utils.data import default_collate
 from tatscli.app.architecture import gpt_architecture, keep_dropout, settle_gpt, settle_vqgan
 from tatscli.app.data import open_data, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
+from tatscli.app.diagnose import Doctor
 from tatscli.app.launch import is_helper
 from tatscli.app.pictures import save_reconstructions, save_samples, save_sounds
 from tatscli.app.plan import TrainConfig, settle_rate
@@ -177,12 +177,14 @@ def _train(
         f"{placement.accelerator}, {clips.slots} training clips ({steps} steps an epoch), "
         f"{len(clips.validation)} validation clips"  # type: ignore[arg-type]
     )
+    doctor = Doctor(run, reporter)
     stage = vqgan_training if kind == "vqgan" else gpt_training
     with (
         run.recorded(
             kind=kind,
             world=placement.world,
             precision=placement.precision,
+            codes=job.module.vqgan.config.codes,
             data=asdict(job.content),
         ) as record,
         reporter.task(f"training {kind}", "steps", loop.max_steps) as task,
@@ -197,7 +199,7 @@ def _train(
             monitor=stage.MONITOR,
             figures=stage.FIGURES,
             draw=lambda module, step: job.draw(module, run.samples, f"{step:07}"),
-            on_step=lambda step, figures: task.update(step, figures=figures),
+            on_step=lambda step, figures: task.update(step, None, figures, doctor.look(step)),
             resume=source,
         )
         status = "stopped" if outcome.signal else "finished"
@@ -347,7 +349,7 @@ def _pictured(clips: Clips) -> Tensor:
 def _finished_already(run: RunFolder, step: int, reporter: Reporter) -> TrainResult:
     """The result of a run that has no steps left to do."""
     reporter.note(f"{run.path} finished already at step {step}; raise --max-steps to go on")
-    figures = _record(run).get("figures", {})
+    figures = run.record.get("figures", {})
     return TrainResult(run.path, _result_checkpoint(run), step, "finished", figures, 0)
 
 
@@ -372,18 +374,9 @@ def _requeue(reporter: Reporter) -> None:
         reporter.note(f"SLURM starts job {job} again")
 
 
-def _record(run: RunFolder) -> dict[str, Any]:
-    """What ``run.json`` holds; nothing where it was lost."""
-    try:
-        record: dict[str, Any] = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record
-
-
 def _check_content(config: StageConfig, run: RunFolder, content: Content) -> None:
     """A run that goes on must find the clips that it was trained on."""
-    stored = _record(run).get("data")
+    stored = run.record.get("data")
     if stored and stored["fingerprint"] != content.fingerprint:
         same = ", but other ones" if stored["holds"] == content.holds else ""
         raise DataError(
@@ -397,7 +390,7 @@ def _note_order(
     config: StageConfig, run: RunFolder, placement: Placement, reporter: Reporter
 ) -> None:
     stored, loop = read_layer(run.path / "config.yaml").values["train"], config.train
-    world = _record(run).get("world", placement.world)
+    world = run.record.get("world", placement.world)
     before = stored["batch_size"] * stored["accumulate"] * world
     now = loop.batch_size * loop.accumulate * placement.world
     if before != now:

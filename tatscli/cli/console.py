@@ -4,8 +4,8 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,14 @@ def _err() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False, quiet=is_helper())
 
 
-def note(text: str) -> None:
+def note(text: str, screen: Console | None = None) -> None:
     """One line that is not a result."""
-    _err().print(f"[dim]note:[/dim] {escape(text)}")
+    (screen or _err()).print(f"[dim]note:[/dim] {escape(text)}")
 
 
-def warn(text: str) -> None:
+def warn(text: str, screen: Console | None = None) -> None:
     """One line that the user should act on."""
-    _err().print(f"[yellow]warning:[/yellow] {escape(text)}")
+    (screen or _err()).print(f"[yellow]warning:[/yellow] {escape(text)}")
 
 
 def error(message: str, hint: str = "") -> None:
@@ -132,16 +132,26 @@ def _human(value: Any) -> str:
 class Terminal:
     """The reporter of the command line."""
 
+    def __init__(self) -> None:
+        # That of the display under way, which only it can print above.
+        self._screen: Console | None = None
+
     def note(self, text: str) -> None:
         """Say one line that is not a result."""
-        note(text)
+        note(text, self._screen)
 
     def warn(self, text: str) -> None:
         """Say one line that the user should act on."""
-        warn(text)
+        warn(text, self._screen)
 
-    def task(self, what: str, unit: str, total: int | None = None) -> AbstractContextManager[Task]:
+    @contextmanager
+    def task(self, what: str, unit: str, total: int | None = None) -> Iterator[Task]:
         """Show a piece of work while it lasts."""
         from tatscli.cli.progress import show  # its Rich parts are slow to import
 
-        return show(_err(), what, unit, total)
+        around, self._screen = self._screen, _err()
+        try:
+            with show(self._screen, what, unit, total) as task:
+                yield task
+        finally:
+            self._screen = around
