@@ -48,5 +48,9 @@ class RunError(TatsError):
     """A run folder that cannot be created, continued or written."""
 
 
+class NotFiniteError(RunError):
+    """A loss or gradient that is no number any more."""
+
+
 class DeviceError(TatsError):
     """A device that is not there."""

@@ -670,7 +670,7 @@ def train_in_turn(
             "loss": {"perceptual_weight": 0, "disc_start": 0, "disc_warmup": 0, "disc_ramp": 0},
             "optim": {"grad_clip": GRAD_CLIP},
             "train": {
-                "batch_size": TRAINED_CLIPS, "max_steps": steps, "log_every": 1,
+                "batch_size": TRAINED_CLIPS, "max_steps": steps,
                 "val_check_interval": str(steps),
             },
             "compute": {"workers": 0},
@@ -711,6 +711,7 @@ def train_in_turn(
             figures=FIGURES,
             draw=lambda module, step: None,
             on_step=on_step,
+            tell_every=1,
         )
     theirs_l1, our_l1 = errors
     outputs = f"first L1 {our_l1:.6f}, relative diff. {abs(our_l1 / theirs_l1 - 1):.1e}"

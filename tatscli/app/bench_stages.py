@@ -75,7 +75,6 @@ _ENDLESS = {
     "val_check_interval": str(10**6),
     "checkpoint_every": 10**6,
     "grid_every": 10**6,
-    "log_every": 1,
 }
 """A run that only trains, until it is told to stop."""
 
@@ -434,6 +433,7 @@ def _time_steps(
             figures={},
             draw=lambda module, step: None,
             on_step=on_step,
+            tell_every=1,
         )
         if outcome.signal:
             raise KeyboardInterrupt

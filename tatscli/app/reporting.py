@@ -9,9 +9,20 @@ class Task(Protocol):
     """One piece of work under way."""
 
     def update(
-        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
+        self,
+        done: int,
+        total: int | None = None,
+        figures: Mapping[str, float] | None = None,
+        remark: str = "",
     ) -> None:
-        """Say how many units are done in all, of how many, with the figures that matter."""
+        """Say how many units are done in all, of how many, with the figures that matter.
+
+        Args:
+            done: Units.
+            total: Of how many, where that is known by now.
+            figures: Values by name.
+            remark: One line about what is not right at present; empty where all is.
+        """
 
 
 class Reporter(Protocol):
@@ -29,7 +40,11 @@ class Reporter(Protocol):
 
 class _NoTask:
     def update(
-        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
+        self,
+        done: int,
+        total: int | None = None,
+        figures: Mapping[str, float] | None = None,
+        remark: str = "",
     ) -> None:
         pass
 

@@ -1,7 +1,8 @@
 """Run folders: what a training run reads and leaves behind.
 
 ``config.yaml`` is the resolved config, written before the first step; ``run.json`` holds versions,
-command, hardware and status; beside them ``checkpoints/``, ``metrics.csv``, TensorBoard events in
+command, hardware and status; beside them ``checkpoints/``, ``metrics.csv`` with the figures of the
+run and ``timings.csv`` with those of the machine (see ``read_figures``), TensorBoard events in
 ``events/``, pictures in ``samples/`` and, where there are any, ``bad_videos.jsonl``.
 """
 
@@ -82,7 +83,8 @@ class RunFolder:
         if is_helper():
             return run
         if anew and run.config.is_file() and not run.has_saved:
-            run.metrics.unlink(missing_ok=True)
+            for file in (run.metrics, run.timings):
+                file.unlink(missing_ok=True)
         else:
             hint = f"continue that run with --resume {path}, or choose another --out"
             claim_empty(path, hint, RunError)
@@ -148,6 +150,11 @@ class RunFolder:
             "start a new run with another --out",
         )
 
+    @property
+    def timings(self) -> Path:
+        """How long the machine took."""
+        return self.path / "timings.csv"
+
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("*.ckpt"))
 
@@ -180,7 +187,8 @@ class RunFolder:
         try:
             yield record
         except BaseException as error:
-            record |= {"status": "failed", "error": str(error) or type(error).__name__}
+            name = type(error).__name__
+            record |= {"status": "failed", "raised": name, "error": str(error) or name}
             raise
         finally:
             record["ended"] = _now()
@@ -214,6 +222,32 @@ def write_atomically(file: Path, text: str) -> None:
     """
     with written_whole(file, RunError) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def read_figures(file: Path) -> dict[str, list[tuple[int, float]]]:
+    """The series of a run's ``metrics.csv`` or ``timings.csv``, by metric; none without the file.
+
+    A last line that is still being written is left out.
+
+    Returns:
+        Points (steps done, value); the file counts steps from 0.
+
+    Raises:
+        RunError: A line is not ``step,metric,value``.
+    """
+    series: dict[str, list[tuple[int, float]]] = {}
+    if not file.exists():
+        return series
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.endswith("\n"):
+            break
+        try:
+            step, name, value = line.split(",")
+            series.setdefault(name, []).append((int(step) + 1, float(value)))
+        except ValueError:
+            raise RunError(f"{file}, line {number}: {line.strip()!r} is no figure") from None
+    return series
 
 
 def _machine() -> dict[str, Any]:

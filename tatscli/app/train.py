@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 from tatscli.app.architecture import gpt_architecture, keep_dropout, settle_gpt, settle_vqgan
 from tatscli.app.data import open_data, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
+from tatscli.app.diagnose import Doctor
 from tatscli.app.launch import is_helper
 from tatscli.app.pictures import save_reconstructions, save_samples, save_sounds
 from tatscli.app.plan import TrainConfig, settle_rate
@@ -176,6 +177,7 @@ def _train(
         f"{placement.accelerator}, {clips.slots} training clips ({steps} steps an epoch), "
         f"{len(clips.validation)} validation clips"  # type: ignore[arg-type]
     )
+    doctor = Doctor(run, reporter)
     stage = vqgan_training if kind == "vqgan" else gpt_training
     with (
         run.recorded(
@@ -183,6 +185,7 @@ def _train(
             world=placement.world,
             precision=placement.precision,
             parameters=parameters,
+            codes=job.module.vqgan.config.codes,
             data=asdict(job.content),
         ) as record,
         reporter.task(f"training {kind}", "steps", loop.max_steps) as task,
@@ -197,7 +200,7 @@ def _train(
             monitor=stage.MONITOR,
             figures=stage.FIGURES,
             draw=lambda module, step: job.draw(module, run.samples, f"{step:07}"),
-            on_step=lambda step, figures: task.update(step, figures=figures),
+            on_step=lambda step, figures: task.update(step, None, figures, doctor.look(step)),
             resume=source,
         )
         status = "stopped" if outcome.signal else "finished"

@@ -4,8 +4,8 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,14 @@ def _err(*, quiet: bool = False) -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet or is_helper())
 
 
-def note(text: str) -> None:
+def note(text: str, screen: Console | None = None) -> None:
     """One line that is not a result."""
-    _err(quiet=_quiet).print(f"[dim]note:[/dim] {escape(text)}")
+    (screen or _err(quiet=_quiet)).print(f"[dim]note:[/dim] {escape(text)}")
 
 
-def warn(text: str) -> None:
+def warn(text: str, screen: Console | None = None) -> None:
     """One line that the user should act on."""
-    _err().print(f"[yellow]warning:[/yellow] {escape(text)}")
+    (screen or _err()).print(f"[yellow]warning:[/yellow] {escape(text)}")
 
 
 def error(message: str, hint: str = "") -> None:
@@ -200,16 +200,27 @@ def _human(value: Any) -> str:
 class Terminal:
     """The reporter of the command line."""
 
+    def __init__(self) -> None:
+        # That of the display under way, which only it can print above.
+        self._screen: Console | None = None
+
     def note(self, text: str) -> None:
         """Say one line that is not a result."""
-        note(text)
+        note(text, self._screen)
 
     def warn(self, text: str) -> None:
         """Say one line that the user should act on."""
-        warn(text)
+        # What is quiet about a task keeps no warning back.
+        warn(text, None if _quiet else self._screen)
 
-    def task(self, what: str, unit: str, total: int | None = None) -> AbstractContextManager[Task]:
+    @contextmanager
+    def task(self, what: str, unit: str, total: int | None = None) -> Iterator[Task]:
         """Show a piece of work while it lasts."""
         from tatscli.cli.progress import show  # its Rich parts are slow to import
 
-        return show(_err(quiet=_quiet), what, unit, total)
+        around, self._screen = self._screen, _err(quiet=_quiet)
+        try:
+            with show(self._screen, what, unit, total) as task:
+                yield task
+        finally:
+            self._screen = around

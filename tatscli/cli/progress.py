@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Task as RichTask
 from rich.text import Text
@@ -30,7 +30,7 @@ def show(screen: Console, what: str, unit: str, total: int | None) -> Iterator[T
         yield lines
         lines.close()
         return
-    display = Progress(
+    display = _Display(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -42,8 +42,18 @@ def show(screen: Console, what: str, unit: str, total: int | None) -> Iterator[T
         refresh_per_second=4,
     )
     with display:
-        task = display.add_task(what, total=total or 0, figures="")
+        task = display.add_task(what, total=total or 0, figures="", remark="")
         yield _Bar(display, task)
+
+
+class _Display(Progress):
+    """The bar, and below it a line with the remark, where there is one."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if remark := task.fields["remark"]:
+                yield Text(f"  ! {remark}", style="yellow", no_wrap=True, overflow="ellipsis")
 
 
 class _Bar:
@@ -51,9 +61,13 @@ class _Bar:
         self._display, self._task = display, task
 
     def update(
-        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
+        self,
+        done: int,
+        total: int | None = None,
+        figures: Mapping[str, float] | None = None,
+        remark: str = "",
     ) -> None:
-        self._display.update(self._task, completed=done, total=total)
+        self._display.update(self._task, completed=done, total=total, remark=remark)
         if figures:
             shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
             self._display.update(self._task, figures=shown)
@@ -67,15 +81,21 @@ class _Lines:
         self._start = self._last = time.monotonic()
         self._done = self._first = 0
         self._figures: dict[str, float] = {}
+        self._remark = ""
         self._said = -1
 
     def update(
-        self, done: int, total: int | None = None, figures: Mapping[str, float] | None = None
+        self,
+        done: int,
+        total: int | None = None,
+        figures: Mapping[str, float] | None = None,
+        remark: str = "",
     ) -> None:
         if self._said < 0 and not self._done:
             self._first = max(0, done - 1)
         self._done, self._total = done, total or self._total
         self._figures |= figures or {}
+        self._remark = remark
         if time.monotonic() - self._last >= LINE_INTERVAL:
             self._say()
 
@@ -93,6 +113,7 @@ class _Lines:
             left = f"  {_clock((self._total - self._done) / rate)} left"
         of = f"/{self._total}" if self._total else ""
         shown = "".join(f"  {k} {v:.4g}" for k, v in self._figures.items())
+        shown += f"  ! {self._remark}" if self._remark else ""
         line = f"{self._what} {self._done}{of} {self._unit}  {rate:.3g} {self._unit}/s{left}{shown}"
         self._screen.print(line, markup=False)
 

@@ -30,6 +30,7 @@ class Notes:
         self.warnings: list[str] = []
         self.tasks: list[str] = []
         self.done: list[int] = []
+        self.remarks: list[str] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -42,8 +43,11 @@ class Notes:
         self.tasks.append(what)
         yield self
 
-    def update(self, done: int, total: int | None = None, figures: Any = None) -> None:
+    def update(
+        self, done: int, total: int | None = None, figures: Any = None, remark: str = ""
+    ) -> None:
         self.done.append(done)
+        self.remarks.append(remark)
 
 
 def vqgan_config(data: Path, out: Path, /, **sections: Sections) -> VQGANTrainConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from tatscli.cli import console, progress
 
@@ -166,3 +167,43 @@ def test_on_a_terminal_progress_is_a_display_with_rate_and_figures():
     assert "sampling" in shown
     assert "50/50 tokens" in shown
     assert "loss 0.5" in shown
+
+
+def test_a_remark_ends_the_plain_line_while_it_holds(capsys, clock):
+    with console.Terminal().task("training", "steps", 3) as task:
+        for step, remark in ((1, ""), (2, "loader: 60 % [a]"), (3, "")):
+            clock(10)
+            task.update(step, remark=remark)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("  ! ")[2] for line in lines] == ["", "loader: 60 % [a]", ""]
+
+
+@pytest.mark.parametrize(
+    ("remarks", "below"),
+    [
+        (["loader: 60 % [a]"], "  ! loader: 60 % [a]"),
+        (["a", "codebook: " + "many words " * 9], f"  ! codebook: {'many words ' * 4}m…"),
+        (["loader: 60 % [a]", ""], ""),
+    ],
+)
+def test_a_remark_stands_below_the_bar_on_one_line(remarks, below):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=60)
+    with progress.show(screen, "training", "steps", 3) as task:
+        for step, remark in enumerate(remarks, 1):
+            task.update(step, remark=remark)
+    end = Text.from_ansi(screen.file.getvalue()).plain.rstrip("\n").splitlines()[-1]
+    assert end == below if below else "steps" in end
+
+
+def test_what_is_said_during_work_stands_above_its_display(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=60)
+    monkeypatch.setattr(console, "_err", lambda: screen)
+    terminal = console.Terminal()
+    with terminal.task("training", "steps", 3):
+        monkeypatch.setattr(console, "_err", None)  # another screen would write into the bar
+        terminal.warn("codebook")
+        terminal.note("saved")
+    shown = screen.file.getvalue()
+    # The line of the bar is wiped before.
+    assert "\r\x1b[2K\x1b[33mwarning:\x1b[0m codebook\n" in shown
+    assert "\r\x1b[2K\x1b[2mnote:\x1b[0m saved\n" in shown

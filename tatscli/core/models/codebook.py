@@ -50,6 +50,8 @@ class Codebook(nn.Module):
     Attributes:
         each_pass: Whether the codes move with every batch that is quantised in training, after it
             was, rather than whenever ``update`` is called.
+        used: Which codes training used since this was last cleared, bool (K,); the same in all
+            processes. No part of the state, whoever clears it saves it.
 
     Args:
         codes: Entries K.
@@ -65,6 +67,7 @@ class Codebook(nn.Module):
     embeddings: Tensor
     N: Tensor
     z_avg: Tensor
+    used: Tensor
     _counts: Tensor
     _sums: Tensor
     _recent: Tensor
@@ -89,6 +92,7 @@ class Codebook(nn.Module):
         self.register_buffer("embeddings", torch.randn(codes, width))
         self.register_buffer("N", torch.zeros(codes))
         self.register_buffer("z_avg", self.embeddings.clone())
+        self.register_buffer("used", torch.zeros(codes, dtype=torch.bool), persistent=False)
         self.register_buffer("_counts", torch.zeros(codes), persistent=False)
         self.register_buffer("_sums", torch.zeros(codes, width), persistent=False)
         self.register_buffer("_recent", torch.zeros(0, width), persistent=False)
@@ -97,6 +101,11 @@ class Codebook(nn.Module):
     def initialized(self) -> bool:
         """Whether the codes come from data or from a checkpoint of such codes."""
         return bool(self.N.any())
+
+    @property
+    def dead(self) -> Tensor:
+        """Codes used less than the threshold of restarts by the moving averages, bool (K,)."""
+        return self.N.lt(self.restart_threshold * self.N.mean())
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantise; in training also remember what ``update`` needs.
@@ -149,6 +158,7 @@ class Codebook(nn.Module):
             dist.all_reduce(both)
             self._counts.copy_(both[:, 0])
             self._sums.copy_(both[:, 1:])
+        self.used |= self._counts > 0
         self.N.mul_(self.decay).add_(self._counts, alpha=1 - self.decay)
         self.z_avg.mul_(self.decay).add_(self._sums, alpha=1 - self.decay)
         total = self.N.sum()
@@ -179,10 +189,10 @@ class Codebook(nn.Module):
 
     def _restart(self) -> None:
         """Move dead codes, with their statistics: else the next update would undo the move."""
-        mean = self.N.mean()
-        dead = self.N.lt(self.restart_threshold * mean).nonzero().squeeze(1)
+        dead = self.dead.nonzero().squeeze(1)
         if not len(dead):
             return
+        mean = self.N.mean()
         candidates = self._draw(self._recent, len(dead))
         self.embeddings[dead] = candidates
         # The mean count gives a moved code time to be found before it counts as dead again.

@@ -353,6 +353,7 @@ class Telling(Callback):
             (model-FLOP utilisation, Chowdhery et al. 2022, appendix B, but of the attention only
             the pairs of positions that see each other). 0 shows none.
         waiting: Seconds spent on waiting for data, for the figure of that name: their part.
+        timings: Gets seconds a step, and what the display is told about waiting and MFU.
     """
 
     def __init__(
@@ -362,9 +363,10 @@ class Telling(Callback):
         figures: Mapping[str, str],
         least_seconds: float,
         waiting: WaitingTime,
+        timings: "MetricsFile",
     ) -> None:
         self._on_step, self._every, self._figures = on_step, every, figures
-        self._least_seconds, self._waiting = least_seconds, waiting
+        self._least_seconds, self._waiting, self._timings = least_seconds, waiting, timings
         self._steps, self._seconds, self._began = 0, 0.0, 0.0
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -381,11 +383,16 @@ class Telling(Callback):
             return
         metrics = trainer.callback_metrics
         shown = {name: float(metrics[key]) for name, key in self._figures.items() if key in metrics}
+        whole = self._waiting.seconds + self._seconds
+        timings = {"waiting": self._waiting.seconds / whole}
         if self._least_seconds:
-            shown["MFU"] = self._least_seconds * self._steps / self._seconds
-        shown["waiting"] = self._waiting.seconds / (self._waiting.seconds + self._seconds)
+            timings["MFU"] = self._least_seconds * self._steps / self._seconds
+        seconds = {"seconds": whole / self._steps}
+        self._timings.log_metrics(
+            {f"train/{n}": v for n, v in (timings | seconds).items()}, step - 1
+        )
         self._steps, self._seconds, self._waiting.seconds = 0, 0.0, 0.0
-        self._on_step(step, shown)
+        self._on_step(step, shown | timings)
 
 
 class Pictures(Callback):
@@ -413,11 +420,14 @@ class MetricsFile(Logger):
 
     One line a value, so that metrics with different intervals share a file and a resumed run
     appends; Lightning's CSVLogger deletes the file of the run it resumes.
+
+    Attributes:
+        file: Where.
     """
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        self._file = file
+        self.file = file
 
     @property
     def name(self) -> str:
@@ -441,12 +451,12 @@ class MetricsFile(Logger):
         """
         lines = _rows(step, metrics)
         try:
-            if not self._file.exists():
+            if not self.file.exists():
                 lines.insert(0, "step,metric,value\n")
-            with self._file.open("a", encoding="utf-8") as stream:
+            with self.file.open("a", encoding="utf-8") as stream:
                 stream.writelines(lines)
         except OSError as error:
-            raise unwritable(self._file, error, RunError) from error
+            raise unwritable(self.file, error, RunError) from error
 
     @rank_zero_only
     def continue_from(self, step: int, figures: Mapping[str, float]) -> None:
@@ -458,14 +468,14 @@ class MetricsFile(Logger):
             step: Steps that were done.
             figures: Of the last of them, as saved; what the file lacks of them is added.
         """
-        if not self._file.exists() and not figures:
+        if not self.file.exists() and not figures:
             return
-        text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
         lines = text.splitlines(keepends=True)
         kept = [s for s in lines[1:] if s.endswith("\n") and int(s.split(",", 1)[0]) < step]
         there = {s.split(",")[1] for s in kept if int(s.split(",", 1)[0]) == step - 1}
         added = _rows(step - 1, {n: v for n, v in figures.items() if n not in there})
-        with written_whole(self._file, RunError) as partial:
+        with written_whole(self.file, RunError) as partial:
             partial.write_text("".join(["step,metric,value\n", *kept, *added]), encoding="utf-8")
 
 

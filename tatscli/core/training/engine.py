@@ -46,8 +46,8 @@ from tatscli.core.training.callbacks import (
     WaitingTime,
 )
 from tatscli.core.training.placement import Placement, choose_workers
-from tatscli.core.training.stage import NotFiniteError, Stage
-from tatscli.errors import RunError
+from tatscli.core.training.stage import Stage
+from tatscli.errors import NotFiniteError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
@@ -169,6 +169,7 @@ def fit(
     draw: Callable[[Any, int], None],
     on_step: OnStep,
     resume: Path | None = None,
+    tell_every: int = 0,
 ) -> Outcome:
     """Train until the last step or a signal.
 
@@ -178,12 +179,13 @@ def fit(
         loop: Steps, batches, intervals.
         compute: Workers and batch norm.
         placement: Devices.
-        folder: Run folder; gets checkpoints, metrics and TensorBoard events.
+        folder: Run folder; gets checkpoints, metrics, timings and TensorBoard events.
         monitor: Validation figure, smaller is better, by which ``best`` is kept.
         figures: Names in the display, and the metrics they show.
         draw: Draws pictures of the module at a step.
         on_step: Told about progress.
         resume: Checkpoint to continue from.
+        tell_every: Steps between calls of ``on_step``; 0 takes those of the log.
     """
     less = less_memory(loop, compute, placement)
     with explained(less):
@@ -193,6 +195,8 @@ def fit(
     stop = GracefulStop(checkpoints, held // placement.world // loop.batch_size)
     waiting = WaitingTime()
     metrics = MetricsFile(folder / "metrics.csv")
+    # Apart, since they differ between two runs that are the same.
+    timings = MetricsFile(folder / "timings.csv")
     quieten()
     trainer = lightning.Trainer(
         accelerator=placement.accelerator,
@@ -223,7 +227,14 @@ def fit(
             RandomState(),
             SameWeights(),
             # Before the pictures, which take time of their own.
-            Telling(on_step, loop.log_every, figures, least_seconds, waiting),
+            Telling(
+                on_step,
+                tell_every or loop.log_every,
+                figures,
+                least_seconds,
+                waiting,
+                timings,
+            ),
             Pictures(draw, loop.grid_every),
             checkpoints,
             stop,
@@ -232,6 +243,7 @@ def fit(
     if resume:
         saved = read_original(resume)
         metrics.continue_from(saved["global_step"], saved.get("figures", {}))
+        timings.continue_from(saved["global_step"], {})
         del saved
     workers = choose_workers(placement.accelerator, compute.workers, placement.processes)
     data = ClipData(clips, loop, placement, workers)
@@ -239,7 +251,7 @@ def fit(
         with suppress(StoppedError), explained(less, f"continue with --resume {folder}"):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except NotFiniteError as error:
-        raise RunError(f"{error.message}; {checkpoints.sound()}", error.hint) from error
+        raise NotFiniteError(f"{error.message}; {checkpoints.sound()}", error.hint) from error
     except SystemExit as error:  # what Lightning makes of a second Ctrl-C
         if trainer.received_sigterm or error.code != 1:
             raise

@@ -20,14 +20,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tatscli.config.train import LoopConfig, OptimConfig
 from tatscli.core.ranks import gathered
-from tatscli.errors import RunError
+from tatscli.errors import NotFiniteError
 
 FINAL_RATE = 0.1
 """Part of the learning rate that is left at the last step of a decaying schedule."""
-
-
-class NotFiniteError(RunError):
-    """A loss or gradient that is no number any more."""
 
 
 class Stage(LightningModule):
@@ -98,6 +94,12 @@ class Stage(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip_grad_norm_(parameters, self._optim.grad_clip or math.inf)
         self._must_be_finite(norm)
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the step under way is one whose figures are written, as the last one is too."""
+        done = self.global_step + 1
+        return done % self._loop.log_steps == 0 or done == self._loop.max_steps
 
     def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         """The batch in as many equal parts as are accumulated."""

@@ -3,6 +3,7 @@
 Letters: B clips, C channels, T frames, H W pixels.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ class VQGANTraining(Stage):
 
     def training_step(self, batch: Clip, batch_index: int) -> None:
         """One step of the generator and, from its start on, one of the discriminators."""
-        step, loss = self.global_step, self.config.loss
+        step, loss, is_logged = self.global_step, self.config.loss, self.is_logged
         optimizers, schedules = self.optimizer_list(), self.scheduler_list()
         self._count_only(optimizers)
         gan_weight = ramp(step, loss.disc_start, loss.disc_ramp) if loss.has_discriminators else 0.0
@@ -128,13 +129,15 @@ class VQGANTraining(Stage):
         numbers = self.parts(self._frame_numbers(batch.video))
         two_passes = loss.has_discriminators and self.vqgan.codebook.each_pass
         made: list[tuple[Seen, Seen]] = []
-        figures = []
+        figures, pulls = [], []
         for i, (video, shown) in enumerate(zip(parts, numbers, strict=True)):
             is_last = i == len(parts) - 1
             with optimizers[0].toggle_model(sync_grad=is_last):
                 real, fake, losses, perplexity = self._generator_losses(video, shown, gan_weight)
                 total = torch.stack(list(losses.values())).sum()
                 self.watch(losses)
+                if is_logged and gan_weight:
+                    pulls.append(_pulls(losses, fake.video))
                 self.manual_backward(total / len(parts))
             if is_last:
                 optimizers[0].step()
@@ -149,8 +152,13 @@ class VQGANTraining(Stage):
             self.vqgan.codebook.update()
         self.log_mean(figures)
         self.log("train/learning_rate", schedules[0].get_last_lr()[0])
+        if is_logged:
+            self._log_usage()
+        if pulls:
+            error, gan = torch.stack(pulls).sum(0).sqrt()
+            self.log("train/gan_share", gan / (error + gan))
         if loss.has_discriminators and step >= self._disc_learns_from:
-            self._train_discriminators(optimizers[1], made)
+            self._train_discriminators(optimizers[1], made, is_logged)
             schedules[1].step()
 
     def validation_step(self, batch: Clip, batch_index: int) -> None:
@@ -178,10 +186,16 @@ class VQGANTraining(Stage):
         self._used_codes.zero_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the file is."""
+        """Say what the file is, and which codes were used since that was last logged."""
         checkpoint[HEADER] = vqgan_header(
             self.config.model, self.config.data, self._rate, self.global_step
         )
+        checkpoint["used_codes"] = self.vqgan.codebook.used
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting the codes that are used; older runs did not."""
+        if "used_codes" in checkpoint:
+            self.vqgan.codebook.used.copy_(checkpoint["used_codes"])
 
     @property
     def _disc_learns_from(self) -> int:
@@ -225,8 +239,15 @@ class VQGANTraining(Stage):
                     losses[f"features_{name}"] = gan_weight * loss.gan_feat_weight * matching
         return real, fake, losses, found.perplexity
 
+    def _log_usage(self) -> None:
+        """Log how many codes were used since the last time, and what part hardly is of late."""
+        codebook = self.vqgan.codebook
+        self.log("train/codes_used", codebook.used.sum().float())
+        self.log("train/codes_dead", codebook.dead.float().mean())
+        codebook.used.zero_()
+
     def _train_discriminators(
-        self, optimizer: LightningOptimizer, made: list[tuple[Seen, Seen]]
+        self, optimizer: LightningOptimizer, made: list[tuple[Seen, Seen]], is_logged: bool
     ) -> None:
         figures = []
         for i, (real, fake) in enumerate(made):
@@ -235,9 +256,12 @@ class VQGANTraining(Stage):
                 for name, judge, weight, seen_real, seen_fake in self._judged(real, fake):
                     logits_real, logits_fake = judge(seen_real).logits, judge(seen_fake).logits
                     losses[f"disc_{name}"] = weight * self._disc_loss(logits_real, logits_fake)
-                    rights[f"disc_{name}_right"] = 0.5 * (
-                        (logits_real > 0).float().mean() + (logits_fake < 0).float().mean()
-                    )
+                    on_real = (logits_real > 0).float().mean()
+                    on_fake = (logits_fake < 0).float().mean()
+                    rights[f"disc_{name}_right"] = 0.5 * (on_real + on_fake)
+                    if is_logged:
+                        rights[f"disc_{name}_right_real"] = on_real
+                        rights[f"disc_{name}_right_fake"] = on_fake
                 self.watch(losses)
                 self.manual_backward(torch.stack(list(losses.values())).sum() / len(made))
             figures.append(losses | rights)
@@ -272,3 +296,20 @@ class VQGANTraining(Stage):
         """
         for optimizer in optimizers[1:]:
             optimizer._on_before_step = optimizer._on_after_step = lambda: None
+
+
+def _pulls(losses: Mapping[str, Tensor], video: Tensor) -> Tensor:
+    """Squared norms of the gradient of a reconstruction: by its own error, and by the GAN, (2,).
+
+    At the frames themselves, where both meet: this takes no pass through the autoencoder, and does
+    not touch the gradients of the step.
+
+    Args:
+        losses: Weighted.
+        video: The reconstruction, (B, C, T, H, W).
+    """
+    of_error = [loss for name, loss in losses.items() if name in ("l1", "perceptual")]
+    of_gan = [loss for name, loss in losses.items() if name.startswith(("gan_", "features_"))]
+    totals = [torch.stack(terms).sum() for terms in (of_error, of_gan)]
+    gradients = [torch.autograd.grad(total, video, retain_graph=True)[0] for total in totals]
+    return torch.stack([gradient.float().square().sum() for gradient in gradients])

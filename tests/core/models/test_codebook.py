@@ -283,7 +283,7 @@ for batch in batches:
     codebook(batch[rank : rank + 1])
     if not published:
         codebook.update()
-torch.save(codebook.state_dict(), f"{folder}/{rank}.pt")
+torch.save(codebook.state_dict() | {"used": codebook.used}, f"{folder}/{rank}.pt")
 dist.destroy_process_group()
 """
 
@@ -301,3 +301,31 @@ def test_processes_agree_through_initialisation_updates_and_restarts(tmp_path, m
         assert torch.equal(value, second[name]), name
     # Counts of both processes went in: 12 positions a step tend to a total of 12.
     assert first["N"].sum() > 8
+    assert first["used"].any()
+
+
+def test_used_codes_are_remembered_until_they_are_cleared():
+    codebook = with_codes([[0, 0], [4, 0], [0, 4], [9, 9]]).train()
+    for rows in ([[3, 0.5], [2.5, 0]], [[1, 3]]):
+        codebook(latents(rows))
+        codebook.update()
+    assert codebook.used.tolist() == [False, True, True, False]
+    codebook.used.zero_()
+    codebook.update()
+    assert not codebook.used.any()
+    assert "used" not in codebook.state_dict()
+
+
+def test_looking_uses_no_codes():
+    codebook = with_codes([[0, 0], [4, 0]]).eval()
+    codebook(latents([[3, 0.5]]))
+    codebook.nearest(latents([[3, 0.5]]))
+    codebook.update()
+    assert not codebook.used.any()
+
+
+def test_dead_codes_are_below_the_threshold_of_the_mean():
+    codebook = with_codes([[0, 0], [4, 0], [0, 4], [9, 9]], restart_threshold=0.5)
+    assert not codebook.dead.any()
+    codebook.N.copy_(torch.tensor([4.0, 2.1, 1.9, 8.0]))  # half of their mean is 2
+    assert codebook.dead.tolist() == [False, False, True, False]

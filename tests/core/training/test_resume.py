@@ -122,7 +122,7 @@ def test_a_run_killed_before_it_logs_what_it_saved_has_every_row(
 
     def die(self: MetricsFile, metrics: Any, step: int | None = None) -> None:
         nonlocal rows
-        rows -= 1
+        rows -= self.file.name == "metrics.csv"
         if rows == 0:
             raise Killed
         written(self, metrics, step)

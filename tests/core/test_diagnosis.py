@@ -1,0 +1,169 @@
+"""Each rule on series made up for it: what it names, from which figure, and what it advises."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import typer
+
+from tatscli.cli.main import app
+from tatscli.core.diagnosis import Facts, Verdict, judge, worst
+
+VQGAN = Facts(
+    "vqgan", codes=100, log_steps=10, warmup=20, positions=1000,
+    discriminators=("image", "video"), disc_start=100, disc_ramp=50,
+)  # fmt: skip
+GPT = Facts("gpt", codes=1024, log_steps=10, warmup=50)
+
+
+def series(*values: float, first: int = 10, every: int = 10) -> list[tuple[int, float]]:
+    return [(first + every * number, value) for number, value in enumerate(values)]
+
+
+def acting(*values: float) -> list[tuple[int, float]]:
+    """Figures from after the start of the discriminators."""
+    return series(*values, first=110)
+
+
+def right(real: float, fake: float, share: float | None = 0.8, name: str = "image"):
+    found = {f"train/disc_{name}_right_real": acting(*[real] * 4),
+             f"train/disc_{name}_right_fake": acting(*[fake] * 4)}  # fmt: skip
+    return found | ({} if share is None else {"train/gan_share": acting(*[share] * 4)})
+
+
+def psnr(before: float, after: float, steps: int = 600):
+    return {"val/psnr": [(80, before), (100, before), *((steps + n, after) for n in (-2, -1, 0))]}
+
+
+def codes(used: float, dead: float = 0.0):
+    return {"train/codes_used": series(90, 90, *[used] * 3), "train/codes_dead": series(dead)}
+
+
+def losses(validated: list[float], trained: list[float]):
+    return {"val/loss": series(*validated), "train/loss": series(*trained)}
+
+
+CASES = [
+    # subject, figures, facts, level, words
+    ("numbers", {"train/l1": series(1, 0.5)}, VQGAN, "good", "finite"),
+    ("numbers", {"val/loss": series(1, math.nan)}, GPT, "bad", "at step 20: val/loss = nan"),
+    ("numbers", {}, replace(VQGAN, not_finite="step 7: l1 = nan, gradient norm = inf; the last"),
+     "bad", "not finite at step 7: l1 = nan, gradient norm = inf"),
+    ("numbers", {}, replace(GPT, not_finite="odd", is_bf16=True), "bad", "odd"),
+    ("numbers", {}, VQGAN, "early", "too early to say"),
+    ("codebook", codes(80), VQGAN, "good", "80 of 100 codes used over 10 steps"),
+    ("codebook", codes(51), VQGAN, "good", "51 of 100"),
+    ("codebook", codes(49), VQGAN, "watch", "49 of 100"),
+    ("codebook", codes(21), VQGAN, "watch", "21 of 100"),
+    ("codebook", codes(19, 0.81), VQGAN, "bad", "19 of 100 codes used over 10 steps; 81 % are"),
+    ("codebook", codes(1), replace(VQGAN, random_restart=True), "bad", "1 of 100"),
+    # 10 steps of 2 positions cannot use more than 18 codes.
+    ("codebook", codes(16), replace(VQGAN, positions=2), "good", "which could use 18"),
+    ("codebook", {"train/codes_used": series(1, 1)}, VQGAN, "early", "too early to say"),
+    ("codebook", {"train/codes_used": series(1, 1, 1, 1)}, VQGAN, "early", "step 50"),
+    ("image discriminator", right(0.8, 0.7), VQGAN, "good", "80 % of real and 70 %"),
+    ("image discriminator", right(1, 0.94), VQGAN, "good", "94 %"),
+    ("image discriminator", right(1, 0.96), VQGAN, "bad", "wins: right on 100 % of real and 96 %"),
+    ("image discriminator", right(1, 0.96), VQGAN, "bad", "80 % of the generator's gradient"),
+    ("video discriminator", right(1, 1, name="video"), VQGAN, "bad", "wins"),
+    ("image discriminator", right(1, 1, share=0.3), VQGAN, "watch", "wins"),
+    ("image discriminator", right(1, 1, share=None), VQGAN, "watch", "wins"),
+    ("image discriminator", right(0.99, 0.01), VQGAN, "watch", "tells nothing apart"),
+    ("image discriminator", right(1, 1), replace(VQGAN, disc_start=200), "early", "step 200"),
+    ("GAN share", right(0.8, 0.7, share=0.97), VQGAN, "good", "97 %"),
+    ("GAN share", right(0.8, 0.7, share=0.995), VQGAN, "watch", "100 %"),
+    ("GAN share", {}, VQGAN, "early", "step 100"),
+    ("reconstruction", psnr(25, 26), VQGAN, "good", "1.0 dB better in PSNR"),
+    ("reconstruction", psnr(25, 24.1), VQGAN, "good", "0.9 dB worse"),
+    ("reconstruction", psnr(25, 23), VQGAN, "watch", "2.0 dB worse in PSNR than before"),
+    ("reconstruction", psnr(25, 23, 140), VQGAN, "watch", "a dip is usual until about step 150"),
+    ("reconstruction", psnr(25, 21), VQGAN, "bad", "4.0 dB worse"),
+    # Twice the absolute error is 6 dB.
+    ("reconstruction", {"train/l1": [(90, 0.1), (110, 0.2), (120, 0.2), (130, 0.2)]}, VQGAN, "bad",
+     "6.0 dB worse in training error"),
+    ("reconstruction", {"val/psnr": [(100, 25), (200, 5)]}, VQGAN, "early", "step 100"),
+    ("loader", {"train/waiting": series(0.9, 0.1, 0.1)}, VQGAN, "good", "10 % of the time"),
+    ("loader", {"train/waiting": series(0.9, 0.3, 0.3)}, VQGAN, "watch", "30 %"),
+    ("loader", {"train/waiting": series(0.6, 0.6, 0.6)}, VQGAN, "bad", "60 %"),
+    ("loader", {"train/waiting": series(0.6, 0.6, 0.6)}, GPT, "bad", "60 %"),
+    ("loader", {"train/waiting": series(0.9)}, VQGAN, "early", "every 10 steps"),
+    ("learning", {"train/loss": series(7, 6.9, 6.9, 6.9, first=230)}, GPT, "bad", "nothing learnt"),
+    ("learning", {"train/loss": series(7, 6, 6, 6, first=230)}, GPT, "good", "loss 6.00; guessing"),
+    ("learning", {"train/loss": series(7, 7, 7, 7)}, GPT, "early", "step 250"),
+    ("overfitting", losses([4, 3, 3.1, 3.2, 3.3], [4, 3, 2, 1, 1]), GPT, "bad", "up 7 % since"),
+    ("overfitting", losses([4, 3, 3.01, 3.02, 3.01], [4, 3, 2, 1, 1]), GPT, "watch", "since step"),
+    ("overfitting", losses([4, 3, 2, 3, 3], [4, 3, 2, 1, 1]), GPT, "good", "best 2.000 at step 30"),
+    ("overfitting", losses([4, 3, 4, 5, 6], [4, 3, 4, 5, 6]), GPT, "watch", "did not fall"),
+    ("overfitting", losses([4, 5, 6], [4, 3, 2]), GPT, "early", "3 validations"),
+]  # fmt: skip
+
+
+def verdict(subject: str, figures, facts: Facts) -> Verdict:
+    [found] = [v for v in judge(figures, facts) if v.subject == subject]
+    return found
+
+
+@pytest.mark.parametrize(("subject", "figures", "facts", "level", "words"), CASES)
+def test_the_rule(subject, figures, facts, level, words):
+    found = verdict(subject, figures, facts)
+    assert (found.level, words in found.line) == (level, True), found
+    assert bool(found.advice) == (level in ("watch", "bad"))
+
+
+def test_the_advice_names_options_that_the_command_has():
+    train = {
+        kind: typer.main.get_command(app).commands[kind].commands["train"]
+        for kind in ("vqgan", "gpt")
+    }
+    for subject, figures, facts, *_ in CASES:
+        command = train[facts.kind]
+        options = {name for parameter in command.params if not parameter.hidden
+                   for name in parameter.opts}  # fmt: skip
+        named = re.findall(r"--[a-z-]+", verdict(subject, figures, facts).advice)
+        assert set(named) <= options
+
+
+def test_the_advice_is_about_what_is_wrong():
+    named = {
+        subject: verdict(subject, figures, facts).advice
+        for subject, figures, facts, level, _ in CASES if level == "bad" and facts in (VQGAN, GPT)
+    }  # fmt: skip
+    assert "--random-restart" in named["codebook"]
+    assert "--disc-start" in named["image discriminator"]
+    assert "--video-gan-weight" in named["video discriminator"]
+    assert "--workers" in named["loader"]
+    assert "--dropout" in named["overfitting"]
+    assert "best.ckpt keeps step 20" in named["overfitting"]
+    assert "--learning-rate" in named["numbers"]
+    bf16 = replace(VQGAN, not_finite="step 1: l1 = nan", is_bf16=True)
+    assert "--precision float32" in verdict("numbers", {}, bf16).advice
+    again = verdict("codebook", codes(1), replace(VQGAN, random_restart=True)).advice
+    assert "--random-restart" not in again
+
+
+def test_what_a_run_lacks_is_not_judged():
+    plain = replace(VQGAN, discriminators=())
+    assert [v.subject for v in judge({}, plain)] == ["numbers", "codebook", "loader"]
+    image = replace(VQGAN, discriminators=("image",), disc_start=0)
+    subjects = [v.subject for v in judge({}, image)]
+    assert subjects == ["numbers", "codebook", "image discriminator", "GAN share", "loader"]
+    assert [v.subject for v in judge({}, replace(GPT, codes=0))] == [
+        "numbers",
+        "overfitting",
+        "loader",
+    ]
+
+
+def test_odd_values_in_between_do_not_decide():
+    waiting = {"train/waiting": series(0.1, math.nan, 0.1, 1.0, 0.1)}
+    assert verdict("loader", waiting, VQGAN).level == "good"
+
+
+def test_the_worst_is_the_first_of_those_that_are_bad():
+    levels = ("good", "watch", "bad", "bad", "early")
+    verdicts = [Verdict(str(n), level, "") for n, level in enumerate(levels)]
+    assert worst(verdicts).subject == "2"
+    assert worst([verdicts[4], verdicts[1]]).subject == "1"
+    assert worst([verdicts[0], verdicts[4]]) is None
+    assert worst([]) is None
