@@ -183,6 +183,7 @@ def _train(
             world=placement.world,
             precision=placement.precision,
             parameters=parameters,
+            classes=getattr(job.module, "classes", ()),
             data=asdict(job.content),
         ) as record,
         reporter.task(f"training {kind}", "steps", loop.max_steps) as task,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tatscli.cli import console
+from tatscli.cli import complete, console
 from tatscli.cli.options import Json, configured
 from tatscli.config.evaluate import ClassesConfig, FVDConfig
 
@@ -24,7 +24,12 @@ def fvd(
         Path, typer.Argument(metavar="REAL", help="Folder of real videos or frame folders.")
     ],
     fake: Annotated[
-        Path, typer.Argument(metavar="FAKE", help="Folder of samples, as tats sample wrote it.")
+        Path,
+        typer.Argument(
+            metavar="FAKE",
+            help="Folder of samples, as tats sample wrote it.",
+            autocompletion=complete.samples,
+        ),
     ],
     config: FVDConfig,
     json: Json = False,
@@ -42,7 +47,12 @@ def classes(
         Path, typer.Argument(metavar="REAL", help="Dataset of real videos with classes.")
     ],
     fake: Annotated[
-        Path, typer.Argument(metavar="FAKE", help="Folder of samples, as tats sample wrote it.")
+        Path,
+        typer.Argument(
+            metavar="FAKE",
+            help="Folder of samples, as tats sample wrote it.",
+            autocompletion=complete.samples,
+        ),
     ],
     config: ClassesConfig,
     json: Json = False,
