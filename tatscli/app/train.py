@@ -186,6 +186,7 @@ def _train(
             precision=placement.precision,
             parameters=parameters,
             codes=job.module.vqgan.config.codes,
+            classes=getattr(job.module, "classes", ()),
             data=asdict(job.content),
         ) as record,
         reporter.task(f"training {kind}", "steps", loop.max_steps) as task,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tatscli.cli import console
+from tatscli.cli import complete, console
 from tatscli.cli.options import Json
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoint files: are they whole, what do they hold.")
@@ -20,7 +20,11 @@ def _group() -> None:
 def verify(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Checkpoints, and run folders: all of theirs."),
+        typer.Argument(
+            metavar="PATH...",
+            help="Checkpoints, and run folders: all of theirs.",
+            autocompletion=complete.checkpoints,
+        ),
     ],
     json: Json = False,
 ) -> None:
@@ -40,7 +44,11 @@ def verify(
 def info(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="Run folder, checkpoint or published file."),
+        typer.Argument(
+            metavar="PATH",
+            help="Run folder, checkpoint or published file.",
+            autocompletion=complete.checkpoints,
+        ),
     ],
     json: Json = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tatscli.cli import console, vqgan
+from tatscli.cli import complete, console, vqgan
 from tatscli.cli.options import Json, UsageError, configured
 from tatscli.config.evaluate import ClassesConfig, FVDConfig
 
@@ -31,7 +31,10 @@ def fvd(
     real: Annotated[
         Path | None, typer.Argument(metavar="REAL", help=f"Real videos: {Videos}.")
     ] = None,
-    fake: Annotated[Path | None, typer.Argument(metavar="FAKE", help=f"Samples: {Videos}.")] = None,
+    fake: Annotated[
+        Path | None,
+        typer.Argument(metavar="FAKE", help=f"Samples: {Videos}.", autocompletion=complete.samples),
+    ] = None,
     self_test: Annotated[
         bool,
         typer.Option(
@@ -158,7 +161,12 @@ def classes(
         Path, typer.Argument(metavar="REAL", help="Dataset of real videos with classes.")
     ],
     fake: Annotated[
-        Path, typer.Argument(metavar="FAKE", help="Folder of samples, as tats sample wrote it.")
+        Path,
+        typer.Argument(
+            metavar="FAKE",
+            help="Folder of samples, as tats sample wrote it.",
+            autocompletion=complete.samples,
+        ),
     ],
     config: ClassesConfig,
     json: Json = False,

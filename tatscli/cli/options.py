@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import typer
 from pydantic.fields import FieldInfo
 
-from tatscli.cli import console
+from tatscli.cli import complete, console
 from tatscli.config.base import FILE_ONLY, UNSET, Config, Obsolete, Published
 from tatscli.config.files import (
     Key,
@@ -45,6 +45,7 @@ Resume = Annotated[
         "--resume",
         help="Run folder to continue exactly, its settings are the base; or auto: the run in --out "
         "if it has saved, else a new one.",
+        autocompletion=complete.runs,
     ),
 ]
 DryRun = Annotated[
@@ -94,6 +95,7 @@ class Setting(NamedTuple):
             help=self._help(),
             show_default=False,
             rich_help_panel=self.panel,
+            autocompletion=complete.BY_NAME.get(self.name),
         )
         default = None if self.field.is_required() else self.field.default
         yield _keyword(self.name, kind, option, default)

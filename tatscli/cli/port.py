@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tatscli.cli import console
+from tatscli.cli import complete, console
 from tatscli.cli.options import Json, configured
 from tatscli.config.port import ExportConfig, ImportConfig
 
@@ -41,7 +41,12 @@ def import_(
 @configured()
 def export(
     model: Annotated[
-        Path, typer.Argument(metavar="CKPT", help="Run folder or checkpoint of tats.")
+        Path,
+        typer.Argument(
+            metavar="CKPT",
+            help="Run folder or checkpoint of tats.",
+            autocompletion=complete.checkpoints,
+        ),
     ],
     config: ExportConfig,
     json: Json = False,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tatscli.cli import console
+from tatscli.cli import complete, console
 from tatscli.cli.options import Json
 
 app = typer.Typer()
@@ -18,6 +18,7 @@ def report(
         typer.Argument(
             metavar="RUN",
             help="Run folders of either stage, folders of samples, or that of the demo.",
+            autocompletion=complete.shown,
         ),
     ],
     out: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tatscli.cli import console
+from tatscli.cli import complete, console
 from tatscli.cli.options import DryRun, Json, Resume, configured
 from tatscli.config.evaluate import VQGANEvalConfig
 from tatscli.config.train import VQGANTrainConfig
@@ -52,7 +52,9 @@ def evaluate(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            metavar="CKPT", help="VQGAN or GPT run folder, checkpoint or published file."
+            metavar="CKPT",
+            help="VQGAN or GPT run folder, checkpoint or published file.",
+            autocompletion=complete.checkpoints,
         ),
     ],
     config: VQGANEvalConfig,

@@ -144,12 +144,7 @@ def test_a_video_plays_while_it_is_seen(show):
     assert video.evaluate("v => v.readyState") == 0
     video.scroll_into_view_if_needed()
     page.wait_for_function("v => v.currentTime > 0.05", arg=video.element_handle())
-    assert video.evaluate("v => [v.muted, v.loop, v.controls, v.error]") == [
-        True,
-        True,
-        False,
-        None,
-    ]
+    assert video.evaluate("v => [v.muted, v.loop, v.controls]") == [True, True, False]
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_function("v => v.paused", arg=video.element_handle())
 
@@ -293,10 +288,10 @@ def test_charts_answer_to_the_keyboard(show):
     assert readout(page)[1] == f"step {STEPS - 1}"
     assert page.locator(".readout[aria-live=polite]").count() == 1
     page.keyboard.press("+")
-    near = axis(svg)
-    assert near != whole
+    assert axis(svg) != whole
+    near = drawn(svg)
     page.keyboard.press("Shift+ArrowLeft")
-    assert axis(svg) != near
+    assert drawn(svg) != near
     page.keyboard.press("Escape")
     assert axis(svg) == whole
     assert readout(page)[1] == "last"

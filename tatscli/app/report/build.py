@@ -4,11 +4,11 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tatscli import __version__
+from tatscli.app.diagnose import diagnose
 from tatscli.app.report import page
 from tatscli.app.report.curves import charts
 from tatscli.app.report.folders import Evaluation, Run, Samples, find, flat, read_evaluation
@@ -99,9 +99,7 @@ def report(
 def verdicts(run: Path, reporter: Reporter) -> list[Verdict]:
     """What the figures of a run say; nothing where they cannot be read."""
     try:
-        found = import_module("tatscli.app.diagnose").diagnose(run)
-    except ModuleNotFoundError:
-        return []
+        found = diagnose(run)
     except TatsError as error:
         reporter.warn(f"no verdicts: {error.message}")
         return []
