@@ -16,6 +16,7 @@ from tatscli.cli import (
     encode,
     evaluate,
     gpt,
+    plan,
     port,
     sample,
     tokens,
@@ -70,6 +71,7 @@ app.add_typer(gpt.app, name="gpt", rich_help_panel="Pipeline")
 app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
 app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
 app.add_typer(port.app)
+app.add_typer(plan.app, name="plan", rich_help_panel="Housekeeping")
 app.add_typer(bench.app)
 app.add_typer(ckpt.app, name="ckpt", rich_help_panel="Housekeeping")
 app.add_typer(weights.app, name="weights", rich_help_panel="Housekeeping")

@@ -6,7 +6,7 @@ so that a run continues exactly where it stopped, whatever its workers and ranks
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,17 +45,12 @@ from tatscli.core.training.callbacks import (
     Telling,
     WaitingTime,
 )
+from tatscli.core.training.measure import less_memory
 from tatscli.core.training.placement import Placement, choose_workers
 from tatscli.core.training.stage import NotFiniteError, Stage
 from tatscli.errors import RunError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-
-LESS_MEMORY = (
-    "--batch-size 1 with a larger --accumulate is the same step in parts; --recompute trades time "
-    "for memory; --precision bf16, a smaller --resolution or --sequence-length need less"
-)
-"""What helps a run that does not fit."""
 
 _ENVIRONMENTS: dict[str, Callable[[], ClusterEnvironment]] = {
     "tats": LightningEnvironment,
@@ -175,6 +170,7 @@ def fit(
     draw: Callable[[Any, int], None],
     on_step: OnStep,
     resume: Path | None = None,
+    callbacks: Sequence[lightning.Callback] = (),
 ) -> Outcome:
     """Train until the last step or a signal.
 
@@ -190,6 +186,7 @@ def fit(
         draw: Draws pictures of the module at a step.
         on_step: Told about progress.
         resume: Checkpoint to continue from.
+        callbacks: Called before the run's own.
     """
     checkpoints = Checkpoints(folder / "checkpoints", loop, monitor)
     held = len(clips.validation)  # type: ignore[arg-type]
@@ -223,6 +220,7 @@ def fit(
         profiler=waiting,
         plugins=[AtomicCheckpointIO(), environment(placement)],
         callbacks=[
+            *callbacks,
             RandomState(),
             SameWeights(),
             # Before the pictures, which take time of their own.
@@ -240,8 +238,9 @@ def fit(
         del saved
     workers = choose_workers(placement.accelerator, compute.workers, placement.processes)
     data = ClipData(clips, loop, placement, workers)
+    help_memory = less_memory(module, loop, compute, placement)
     try:
-        with suppress(StoppedError), explained(LESS_MEMORY, f"continue with --resume {folder}"):
+        with suppress(StoppedError), explained(help_memory, f"continue with --resume {folder}"):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except NotFiniteError as error:
         raise RunError(f"{error.message}; {checkpoints.sound()}", error.hint) from error

@@ -7,7 +7,7 @@ manual, so clipping, schedules and the count of steps are ours to keep right.
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -98,6 +98,11 @@ class Stage(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip_grad_norm_(parameters, self._optim.grad_clip or math.inf)
         self._must_be_finite(norm)
+
+    def held(self) -> Iterator[Tensor]:
+        """All that the stage keeps on its device; optimisers have more."""
+        yield from self.parameters()
+        yield from self.buffers()
 
     def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         """The batch in as many equal parts as are accumulated."""
