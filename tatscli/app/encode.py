@@ -108,6 +108,53 @@ class DecodeResult:
     frame_rate: float
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """What is to be encoded, by what.
+
+    Attributes:
+        vqgan: Of the videos.
+        sound: The VQGAN of their sound, where that is wanted.
+        videos: The dataset.
+        clips: Of each split.
+        header: Of the token dataset.
+    """
+
+    vqgan: TrainedVQGAN
+    sound: TrainedVQGAN | None
+    videos: VideoClips
+    clips: dict[Split, FixedClips]
+    header: TokenHeader
+
+
+def open_encoding(config: EncodeConfig, reporter: Reporter) -> Encoding:
+    """Open the dataset and the VQGANs that encode it.
+
+    Raises:
+        ConfigError: The clips do not fit the VQGAN's downsampling.
+        DataError: Nothing can be encoded, or too much cannot be read.
+    """
+    vqgan = of_videos(read_vqgan(config.encode.vqgan))
+    clip, grid = clips_for(config.data, vqgan)
+    sound = read_sound_vqgan(config.encode.sound_vqgan) if config.encode.sound_vqgan else None
+    needs_sound = config.data.missing_sound == "skip"
+    wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
+    videos = open_data(config.data, clip, reporter, wanted)
+    stride = config.encode.stride or clip.sequence_length
+    clips = {split: videos.every(split, stride) for split in SPLITS}
+    heard = None
+    if sound:
+        note_other_rate(sound, videos.rate, reporter)
+        heard = SoundTokens(
+            fingerprint=sound.model.fingerprint(),
+            codes=sound.model.config.codes,
+            grid=sound_grid(sound, clip.frames),
+            missing=config.data.missing_sound,
+        )
+    header = _header(videos, clips, vqgan, grid, stride, heard, config.compute.precision)
+    return Encoding(vqgan, sound, videos, clips, header)
+
+
 def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResult:
     """Encode a dataset; continues an encoding that was interrupted.
 
@@ -124,27 +171,11 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     placement = place(config.compute)
     for text in devices_notes(config.compute, placement):
         reporter.note(text)
-    vqgan = of_videos(read_vqgan(options.vqgan))
-    clip, grid = clips_for(config.data, vqgan)
-    sound = read_sound_vqgan(options.sound_vqgan) if options.sound_vqgan else None
-    needs_sound = config.data.missing_sound == "skip"
-    wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
-    videos = open_data(config.data, clip, reporter, wanted)
-    stride = options.stride or clip.sequence_length
-    clips = {split: videos.every(split, stride) for split in SPLITS}
-    heard = None
-    if sound:
-        note_other_rate(sound, videos.rate, reporter)
-        heard = SoundTokens(
-            fingerprint=sound.model.fingerprint(),
-            codes=sound.model.config.codes,
-            grid=sound_grid(sound, clip.frames),
-            missing=config.data.missing_sound,
-        )
-    header = _header(videos, clips, vqgan, grid, stride, heard, precision)
-    writer = TokenWriter(options.out, header)
+    work = open_encoding(config, reporter)
+    vqgan, sound, videos, clips = work.vqgan, work.sound, work.videos, work.clips
+    writer = TokenWriter(options.out, work.header)
     if not is_helper():
-        kept = TrainedVQGAN(vqgan.model, clip, videos.rate, vqgan.step)
+        kept = TrainedVQGAN(vqgan.model, videos.clip, videos.rate, vqgan.step)
         save_vqgan(kept, options.out / VQGAN_FILE)
         if sound:
             save_vqgan(replace(sound, judges={}), options.out / SOUND_FILE)
@@ -154,9 +185,10 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     if precision != "float32" and missing and not is_helper():
         _note_changed(vqgan.model, clips, missing[0], config, reporter)
     with reporter.task("encoding", "clips", _clips_in(missing)) as task:
-        encoder = _Encoder(config, writer, clips, videos.bad, vqgan, sound, task)
+        encoder = Encoder(config, writer, clips, videos.bad, vqgan, sound, task)
         try:
-            each_batch(partial(encoder.start, placement.processes), placement)
+            start = partial(encoder.start, placement.processes)
+            each_batch(start, placement, _less_memory(options.batch_size))
         finally:
             writer.release()
         gathered(None)  # the others have written theirs, too
@@ -388,7 +420,7 @@ class _Shard:
         self.problems: list[Problem] = []
 
 
-class _Encoder:
+class Encoder:
     """Encodes and writes in one process what others read beside it."""
 
     def __init__(
@@ -460,6 +492,13 @@ class _Encoder:
             _joined(shard.sound, header.sound.grid) if header.sound else None,
         )
         self._shard = _Shard()
+
+
+def _less_memory(batch: int) -> str:
+    """The options with which encoding so many clips at once would need less."""
+    if batch == 1:
+        return "--precision bf16 needs about half, and a smaller --sequence-length less"
+    return f"--batch-size {batch // 2} needs about half, and gives the same tokens"
 
 
 def _clips_in(units: Iterable[TokenUnit]) -> int:

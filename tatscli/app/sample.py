@@ -302,16 +302,11 @@ def _write_folder(
     reporter: Reporter,
     frames: int = 0,
 ) -> SampleResult:
-    options, real, compute = config.sample, config.real, config.compute
-    texts = read_texts(config.condition.texts) if config.condition.texts else ()
-    if texts and "samples" not in options.model_fields_set:
-        options = options.model_copy(update={"samples": len(texts)})
+    real, compute = config.real, config.compute
     frames = frames or sampler.length * sampler.factor
     if real.compute_fvd:
         _check_comparison(real, frames)
-    given = _open_given(sampler, config.given, options.samples, frames, reporter)
-    seconds = frames / sampler.rate
-    asked = _wishes(sampler, config, texts, options.samples, seconds, given, reporter)
+    options, given, asked = wanted_samples(sampler, config, frames, reporter)
     settings = _settings(kind, sampler, config)
     sampler.to(choose_device(compute.device), compute.precision)
     start_codes = sampler.encode(given.videos()) if given and given.frames else None
@@ -322,7 +317,7 @@ def _write_folder(
             "the checkpoint does not say at how many frames per second its clips were read; files "
             f"are written at {DEFAULT_RATE:g}"
         )
-    heard = _Heard(seconds)
+    heard = _Heard(frames / sampler.rate)
     listed: list[dict[str, Any]] = []
     shown = _Shown([], [])
     total = options.samples * sampler.tokens
@@ -336,9 +331,9 @@ def _write_folder(
                 if given:
                     entry |= {"given": str(given.file(number)), "class": given.class_name(number)}
                 entry |= settings
-                pieces = _pieces(sampler.vqgan.model, one, frames)
+                video = decoded_pieces(sampler.vqgan.model, one, frames)
                 track = heard.track(wish.sound)
-                files, start = _write_sample(folder, number, pieces, rate, options, entry, track)
+                files, start = write_sample(folder, number, video, rate, options, entry, track)
                 if given:
                     place = given.sound(number)
                     track = heard.track(SoundFile(*place) if place else None)
@@ -369,6 +364,28 @@ def _write_folder(
         picture=folder / "grid.png",
         fvd=distance,
     )
+
+
+def wanted_samples(
+    sampler: Sampler,
+    config: SampleShortConfig | SampleLongConfig,
+    frames: int,
+    reporter: Reporter,
+) -> tuple[SampleConfig, GivenClips | None, Wishes]:
+    """How many samples of so many frames there will be, what they are given, and asked to show.
+
+    Raises:
+        ConfigError: The model cannot do what is asked.
+        DataError: A file cannot be read.
+    """
+    options = config.sample
+    texts = read_texts(config.condition.texts) if config.condition.texts else ()
+    if texts and "samples" not in options.model_fields_set:
+        options = options.model_copy(update={"samples": len(texts)})
+    given = _open_given(sampler, config.given, options.samples, frames, reporter)
+    seconds = frames / sampler.rate
+    asked = _wishes(sampler, config, texts, options.samples, seconds, given, reporter)
+    return options, given, asked
 
 
 def _open_given(
@@ -460,7 +477,7 @@ class _Heard:
         return self._last[1]
 
 
-def _pieces(vqgan: VQGAN, codes: Tensor, frames: int) -> Iterator[Frames]:
+def decoded_pieces(vqgan: VQGAN, codes: Tensor, frames: int) -> Iterator[Frames]:
     """A video in pieces, uint8 (T, H, W, 3), so many frames in all; codes (t, h, w)."""
     done = 0
     for piece in decode_stream(vqgan, codes[None]):
@@ -483,7 +500,7 @@ def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str) -> Path:
     return folder
 
 
-def _write_sample(
+def write_sample(
     folder: Path,
     number: int,
     pieces: Iterator[Frames],

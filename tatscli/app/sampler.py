@@ -18,6 +18,7 @@ from tatscli.app.run import RunFolder
 from tatscli.config.compute import Precision
 from tatscli.config.sample import FilterConfig, LongFilterConfig, SampleConfig, WindowConfig
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, find_checkpoint, read_gpt
+from tatscli.core.failures import explained
 from tatscli.core.memory import free_memory
 from tatscli.core.models.gpt import GPT, sequence_bytes
 from tatscli.core.models.inference import gpt_for_inference, vqgan_for_inference
@@ -143,7 +144,7 @@ class Sampler:
             guidance: How far to go beyond that.
             given: (k, t, h, w) codes of the first frames, which samples take in turn.
         """
-        size = self._batch_size(config, guidance)
+        size = self.batch_size(config, guidance)
         for first in range(0, config.samples, size):
             numbers = range(first, min(first + size, config.samples))
 
@@ -153,19 +154,25 @@ class Sampler:
             start = None if given is None else given[[n % len(given) for n in numbers]]
             wishes = [asked(number) for number in numbers]
             chances = Chances(config.seed, numbers)
-            yield self._generate(wishes, chances, cuts, guidance, start, tell)
+            with explained(_less_memory(size)):
+                codes = self._generate(wishes, chances, cuts, guidance, start, tell)
+            yield codes
 
-    def _batch_size(self, config: SampleConfig, guidance: float) -> int:
-        """Samples at once: what is asked for, else as many as half of the free memory holds."""
-        if config.batch_size != "auto":
-            return config.batch_size
+    def largest_batch(self, guidance: float = 1.0) -> int:
+        """Samples at once, as many as half of the free memory holds."""
         free = free_memory(self.trained.model.pos_emb.device)
         if free is None:
             return UNKNOWN_BATCH
         read_twice = 1 if guidance == 1 else 2
         # One GPT writes after the other.
         each = read_twice * max(sequence_bytes(gpt.model) for gpt in self.gpts)
-        return max(1, min(config.samples, LARGEST_BATCH, free // 2 // each))
+        return max(1, min(LARGEST_BATCH, free // 2 // each))
+
+    def batch_size(self, config: SampleConfig, guidance: float) -> int:
+        """Samples at once: what is asked for, else as many as fit."""
+        if config.batch_size != "auto":
+            return config.batch_size
+        return min(config.samples, self.largest_batch(guidance))
 
     def _generate(
         self,
@@ -359,6 +366,16 @@ def _key_frames_alone(model: GPT, path: Path) -> ConfigError:
         f"{find_checkpoint(path)} writes key frames only, every {model.config.latent_stride} "
         "latent frames",
         "add the GPT that fills in between: tats sample long --gpt KEY_FRAMES --infill-gpt INFILL",
+    )
+
+
+def _less_memory(batch: int) -> str:
+    """The options with which sampling so many videos at once would need less."""
+    if batch == 1:
+        return "--precision bf16 needs half"
+    return (
+        f"--batch-size {batch // 2} needs about half, and gives the same samples; --batch-size "
+        "auto takes what fits"
     )
 
 

@@ -118,7 +118,7 @@ def train_vqgan(
             one in the folder of the settings, if there is one.
         reporter: Told about progress.
     """
-    return _train("vqgan", config, resume, reporter or Silent(), _vqgan_job)
+    return _train("vqgan", config, resume, reporter or Silent(), vqgan_job)
 
 
 def train_gpt(
@@ -134,7 +134,7 @@ def train_gpt(
             one in the folder of the settings, if there is one.
         reporter: Told about progress.
     """
-    return _train("gpt", config, resume, reporter or Silent(), _gpt_job)
+    return _train("gpt", config, resume, reporter or Silent(), gpt_job)
 
 
 def _train(
@@ -215,7 +215,7 @@ def _train(
     )
 
 
-def _vqgan_job(
+def vqgan_job(
     config: VQGANTrainConfig, source: Path | None, placement: Placement, reporter: Reporter
 ) -> Job:
     """What is trained; ``source`` is the checkpoint of a run that goes on."""
@@ -257,7 +257,7 @@ def _vqgan_job(
     return Job(config, module, clips, videos_content(videos), draw, videos.bad)
 
 
-def _gpt_job(config: GPTTrainConfig, source: Path | None, _: Placement, reporter: Reporter) -> Job:
+def gpt_job(config: GPTTrainConfig, source: Path | None, _: Placement, reporter: Reporter) -> Job:
     """What is trained; ``source`` is the checkpoint of a run that goes on."""
     start = None
     if source:

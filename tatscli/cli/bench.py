@@ -112,9 +112,11 @@ def _show(result: "BenchResult") -> None:
         for stage in run
     ]
     if run:
-        console.text(_aligned([heading, *figures]) + "\n\n")
+        console.text(console.aligned([heading, *figures]) + "\n\n")
     console.text(
-        _aligned([(s.stage, s.work or f"skipped: {s.skipped}") for s in result.stages], right=False)
+        console.aligned(
+            [(s.stage, s.work or f"skipped: {s.skipped}") for s in result.stages], right=False
+        )
     )
     if run:
         console.note(
@@ -134,24 +136,10 @@ def _show_comparison(found: "Sequence[Comparison]", files: tuple[Path, Path]) ->
         )
         for row in found
     ]
-    console.text(f"first: {files[0]}\nsecond: {files[1]}\n\n{_aligned([heading, *figures])}")
+    console.text(f"first: {files[0]}\nsecond: {files[1]}\n\n{console.aligned([heading, *figures])}")
     for row in found:
         if row.note:
             console.note(f"{row.stage}: {row.note}")
-
-
-def _aligned(rows: "Sequence[tuple[str, ...]]", *, right: bool = True) -> str:
-    """Lines of cells below each other, on any terminal one line a row."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [
-            cell.rjust(width) if right else cell
-            for cell, width in zip(others, widths[1:], strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _time(seconds: float | None) -> str:

@@ -163,6 +163,20 @@ def findings(found: Iterable[tuple[str, str, str, str, str]]) -> None:
         out.print(grid)
 
 
+def aligned(rows: Sequence[tuple[str, ...]], *, right: bool = True) -> str:
+    """Lines of cells below each other, on any terminal one line a row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [
+            cell.rjust(width) if right else cell
+            for cell, width in zip(others, widths[1:], strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -18,6 +18,7 @@ from tatscli.cli import (
     encode,
     evaluate,
     gpt,
+    plan,
     port,
     report,
     sample,
@@ -76,6 +77,7 @@ app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
 app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
 app.add_typer(report.app)
 app.add_typer(port.app)
+app.add_typer(plan.app, name="plan", rich_help_panel="Housekeeping")
 app.add_typer(bench.app)
 app.add_typer(config.app, name="config", rich_help_panel="Housekeeping")
 app.add_typer(ckpt.app, name="ckpt", rich_help_panel="Housekeeping")

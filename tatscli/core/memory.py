@@ -1,6 +1,7 @@
-"""How much memory is free."""
+"""How much memory is free, and how much is taken at most."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ _CGROUPS = (
 )
 """Versions 2 and 1 of Linux' control groups."""
 
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a process may still take on a device; None where nobody says.
@@ -51,6 +54,53 @@ def free_memory(device: torch.device) -> int | None:
     if (machine := _machine()) is not None:
         found.append(machine)
     return min(found, default=None)
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes that a device has in all; None where it has none of its own."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+class PeakMemory:
+    """The most memory that was taken at any moment since this was made, beyond what was then.
+
+    On a GPU, what torch has given out, to the byte. On a CPU, the growth of the whole process, as
+    Linux counts it: that also has the code that was loaded on the way, and what the C library
+    keeps, and varies by tens of MiB.
+
+    Args:
+        device: Whose memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._before = device, 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+        elif device.type == "cpu":
+            return_freed_memory()
+            with suppress(OSError):  # without it, the peak is that of the whole process
+                _CLEAR.write_text("5", encoding="ascii")
+            self._before = _resident("VmRSS") or 0
+
+    def bytes(self) -> int | None:
+        """How much; None where nobody says."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        peak = _resident("VmHWM") if self._device.type == "cpu" else None
+        return None if peak is None else max(0, peak - self._before)
+
+
+def _resident(name: str) -> int | None:
+    """Memory of this process by the name that Linux has for it."""
+    try:
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    sizes = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(sizes[name].split()[0]) * 1024 if name in sizes else None
 
 
 def _machine() -> int | None:

@@ -37,12 +37,13 @@ Start = Callable[[Rank], tuple[Iterable[Any], Callable[[Any], None]]]
 """Called in each process once it knows which one it is: its batches, and what it does with each."""
 
 
-def each_batch(start: Start, placement: Placement) -> None:
+def each_batch(start: Start, placement: Placement, less_memory: str = LESS_MEMORY) -> None:
     """Go through the batches of all processes, each in its own.
 
     Args:
         start: Gives the batches.
         placement: Where the processes are.
+        less_memory: The options that need less memory.
 
     Raises:
         DeviceError: Memory ran out.
@@ -50,7 +51,7 @@ def each_batch(start: Start, placement: Placement) -> None:
         RunError: One of several was lost.
         KeyboardInterrupt: A user interrupted one of several.
     """
-    with explained(LESS_MEMORY, AGAIN):
+    with explained(less_memory, AGAIN):
         if placement.world > 1:
             from tatscli.core.training.predict import predict
 

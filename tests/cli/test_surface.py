@@ -70,7 +70,7 @@ def test_help_lists_the_commands_in_the_order_of_the_work(tats):
     page = tats("--help").out
     names = [
         *["demo", "doctor", "data", "vqgan", "encode", "decode", "tokens", "gpt", "sample", "eval"],
-        *["import", "export", "bench", "config", "ckpt", "weights"],
+        *["report", "import", "export", "plan", "bench", "config", "ckpt", "weights"],
     ]
     assert [
         line.split()[1] for line in page.splitlines() if line.startswith("│ ") and line[2].isalpha()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tatscli.core import memory
-from tatscli.core.memory import free_memory
+from tatscli.core.memory import PeakMemory, device_memory, free_memory
 
 CPU = torch.device("cpu")
 
@@ -44,3 +44,32 @@ def test_a_container_may_have_less(
     assert free_memory(CPU) == expected
     monkeypatch.setattr(memory, "_machine", lambda: 1000)
     assert free_memory(CPU) == min(1000, 1000 if expected is None else expected)
+
+
+def test_the_peak_is_what_was_taken_for_a_moment() -> None:
+    before = PeakMemory(CPU)
+    if before.bytes() is None:
+        pytest.skip("this system does not say")
+    taken = torch.ones(2**26)  # 256 MiB
+    del taken
+    found = before.bytes()
+    assert found is not None
+    assert 0.9 * 2**28 < found < 2 * 2**28
+    assert PeakMemory(torch.device("meta")).bytes() is None
+    assert device_memory(CPU) is None
+
+
+def test_a_system_that_does_not_say_has_no_peak(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "no folder" / "none")
+    assert PeakMemory(CPU).bytes() is None
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_gpu_is_exact() -> None:
+    peak = PeakMemory(torch.device("cuda"))
+    taken = torch.ones(2**20, device="cuda")
+    del taken
+    assert peak.bytes() == 2**22

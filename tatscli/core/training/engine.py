@@ -6,7 +6,7 @@ so that a run continues exactly where it stopped, whatever its workers and ranks
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,6 +45,7 @@ from tatscli.core.training.callbacks import (
     Telling,
     WaitingTime,
 )
+from tatscli.core.training.measure import less_memory
 from tatscli.core.training.placement import Placement, choose_workers
 from tatscli.core.training.stage import Stage
 from tatscli.errors import NotFiniteError
@@ -170,6 +171,7 @@ def fit(
     on_step: OnStep,
     resume: Path | None = None,
     tell_every: int = 0,
+    callbacks: Sequence[lightning.Callback] = (),
 ) -> Outcome:
     """Train until the last step or a signal.
 
@@ -186,8 +188,9 @@ def fit(
         on_step: Told about progress.
         resume: Checkpoint to continue from.
         tell_every: Steps between calls of ``on_step``; 0 takes those of the log.
+        callbacks: Called before the run's own.
     """
-    less = less_memory(loop, compute, placement)
+    less = less_memory(module, loop, compute, placement)
     with explained(less):
         least_seconds = _least_seconds(module, placement) or 0.0
     checkpoints = Checkpoints(folder / "checkpoints", loop, monitor)
@@ -224,6 +227,7 @@ def fit(
         profiler=waiting,
         plugins=[AtomicCheckpointIO(), environment(placement)],
         callbacks=[
+            *callbacks,
             RandomState(),
             SameWeights(),
             # Before the pictures, which take time of their own.
@@ -258,21 +262,6 @@ def fit(
         raise KeyboardInterrupt from error
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return Outcome(trainer.global_step, stop.signal, values)
-
-
-def less_memory(loop: LoopConfig, compute: ComputeConfig, placement: Placement) -> str:
-    """The options that help a run which does not fit, as far as they are not in use."""
-    ways = []
-    if loop.batch_size > 1:
-        parts = 2 if loop.batch_size % 2 == 0 else loop.batch_size
-        ways.append(
-            f"--batch-size {loop.batch_size // parts} --accumulate {loop.accumulate * parts} is "
-            "the same step in parts"
-        )
-    if not compute.recompute:
-        ways.append("--recompute trades time for memory")
-    narrower = "--precision bf16, " if placement.precision == "32-true" else ""
-    return "; ".join([*ways, f"{narrower}a smaller --resolution or --sequence-length need less"])
 
 
 @rank_zero_only

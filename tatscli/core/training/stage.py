@@ -7,7 +7,7 @@ manual, so clipping, schedules and the count of steps are ours to keep right.
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -100,6 +100,11 @@ class Stage(LightningModule):
         """Whether the step under way is one whose figures are written, as the last one is too."""
         done = self.global_step + 1
         return done % self._loop.log_steps == 0 or done == self._loop.max_steps
+
+    def held(self) -> Iterator[Tensor]:
+        """All that the stage keeps on its device; optimisers have more."""
+        yield from self.parameters()
+        yield from self.buffers()
 
     def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         """The batch in as many equal parts as are accumulated."""

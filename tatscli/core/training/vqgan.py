@@ -3,7 +3,7 @@
 Letters: B clips, C channels, T frames, H W pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -113,6 +113,13 @@ class VQGANTraining(Stage):
             optimizers.append(adam(judges))
             schedules.append(self.schedule(optimizers[1], offset=self._disc_learns_from))
         return optimizers, schedules
+
+    def held(self) -> Iterator[Tensor]:
+        """See ``Stage``; the perceptual network, which is no part of the module tree, too."""
+        yield from super().held()
+        if self._perceptual[0] is not None:
+            yield from self._perceptual[0].parameters()
+            yield from self._perceptual[0].buffers()
 
     def on_fit_start(self) -> None:
         """Bring the perceptual network to the device."""
