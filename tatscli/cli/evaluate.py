@@ -117,6 +117,7 @@ def features(
     videos: Annotated[Path, typer.Argument(metavar="VIDEOS", help="Real videos.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .npz.")],
     config: FVDConfig,
+    json: Json = False,
 ) -> None:
     """Compute features of real videos once, to compare many sets of samples with.
 
@@ -125,7 +126,8 @@ def features(
     from tatscli.app.evaluate import write_features
 
     found = write_features(videos, out, config, console.Terminal())
-    console.note(f"{len(found.clips)} clips of {len(set(found.videos))} videos in {out}")
+    counts = {"file": out, "videos": len(set(found.videos)), "clips": len(found.clips)}
+    console.result(counts | found.recipe, as_json=json)
 
 
 @app.command(epilog="Example: tats eval compare old.json new.json")
