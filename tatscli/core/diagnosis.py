@@ -137,7 +137,10 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict | None:
 
 def _numbers(figures: Figures, facts: Facts) -> Verdict:
     others = ", or --precision float32" if facts.is_bf16 else ""
-    advice = f"--resume with a lower --learning-rate or a smaller --grad-clip{others}"
+    advice = (
+        f"a lower --learning-rate or a smaller --grad-clip{others}; --resume goes on from the last "
+        "checkpoint, where one was saved"
+    )
     if facts.not_finite:
         found = _NOT_FINITE.search(facts.not_finite)
         if found:

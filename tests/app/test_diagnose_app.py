@@ -179,12 +179,12 @@ def test_a_warning_is_said_once_and_not_again_soon(
     doctor = Doctor(RunFolder(tmp_path), notes)
     seen = []
     for step, says in ((10, [CODES]), (20, [CODES, LOADER]), (30, [LOADER]), (40, []),
-                       (50, [LOADER]), (1100, []), (1200, [LOADER])):  # fmt: skip
+                       (50, [LOADER]), (1100, [LOADER]), (1200, []), (1300, [LOADER])):  # fmt: skip
         script.says, script.now = says, script.now + 60
         seen.append((doctor.look(step), len(notes.warnings)))
     loader = "loader: 60 % of the time"
     assert seen == [("codebook: 49 of 100", 0), (loader, 1), (loader, 1), ("", 1), (loader, 1),
-                    ("", 1), (loader, 2)]  # fmt: skip
+                    (loader, 1), ("", 1), (loader, 2)]  # fmt: skip
     assert notes.warnings[0] == f"{loader}; what helps: more --workers"
 
 

@@ -104,6 +104,6 @@ def test_the_vqgan_without_batch_statistics(data: Path, tmp_path: Path) -> None:
     for name in ("N", "z_avg", "embeddings"):
         key = f"vqgan.codebook.{name}"
         torch.testing.assert_close(mine[key], theirs[key], atol=1e-5, rtol=1e-3)
-    for metric in ("val/codes_used", "val/l1"):
+    for metric in ("val/codes_used", "val/l1", "train/codes_used"):
         found = values(tmp_path / "together", metric)
         assert found == pytest.approx(values(tmp_path / "single", metric), rel=1e-4)

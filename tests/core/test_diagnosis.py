@@ -158,6 +158,8 @@ def test_what_a_run_lacks_is_not_judged():
 def test_odd_values_in_between_do_not_decide():
     waiting = {"train/waiting": series(0.1, math.nan, 0.1, 1.0, 0.1)}
     assert verdict("loader", waiting, VQGAN).level == "good"
+    waiting = {"train/waiting": series(0.1, math.nan, math.nan, 0.1)}
+    assert verdict("loader", waiting, VQGAN).level == "early"
 
 
 def test_the_worst_is_the_first_of_those_that_are_bad():
