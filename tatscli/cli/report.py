@@ -11,7 +11,9 @@ from tatscli.cli.options import Json
 app = typer.Typer()
 
 
-@app.command(epilog="Example: tats report runs/vqgan --metrics fvd.json")
+@app.command(
+    rich_help_panel="Pipeline", epilog="Example: tats report runs/vqgan --metrics fvd.json"
+)
 def report(
     folders: Annotated[
         list[Path],
