@@ -190,6 +190,17 @@ def test_a_chart_reads_out_what_is_pointed_at(show):
     assert readout(page) == ends
 
 
+def test_a_run_that_ended_earlier_has_no_value_there(show, folder, tmp_path):
+    short_run = shutil.copytree(folder / "first", tmp_path / "short-run")
+    rows = (folder / "first" / "metrics.csv").read_text().splitlines(keepends=True)
+    (short_run / "metrics.csv").write_text("".join(rows[: len(rows) // 4]))
+    page = show(file=report([folder / "first", short_run], tmp_path / "page.html").page)
+    svg, box = chart(page)
+    assert readout(page)[0].count("–") == 0
+    svg.hover(position={"x": box["width"] * 0.75, "y": 80})
+    assert readout(page)[0].count("–") == 2
+
+
 def test_dragging_zooms_all_charts_of_a_stage_and_reset_shows_all(show):
     page = show()
     svg, box = chart(page)

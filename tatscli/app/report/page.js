@@ -6,7 +6,8 @@
 
   const SVG = "http://www.w3.org/2000/svg";
   const LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22, EDGE = 5;
-  const MARKED = 15; // a curve of fewer points shows each of them
+  const MARKED = 15; // a curve of no more points shows each of them, as it was measured
+  const FAR = 0.02; // part of the steps shown, within which a point is near
 
   function draw(parent, name, attributes, text) {
     const node = document.createElementNS(SVG, name);
@@ -305,7 +306,8 @@
         // One point beyond each side, so that lines reach the edge.
         const first = Math.max(0, firstAt(series.x, low) - 1);
         const stop = Math.min(series.x.length, firstAt(series.x, high) + 1);
-        return { series, first, stop, line: smoothed(series.y, panel.weight) };
+        const weight = series.x.length > MARKED ? panel.weight : 0;
+        return { series, first, stop, weight, line: smoothed(series.y, weight) };
       });
       const values = drawn.flatMap(({ series, first, stop, line }) =>
         line.slice(first, stop).filter((v, n) => {
@@ -317,13 +319,12 @@
       this.span = this.spanOf(this.isLog ? positive : values);
       this.drawAxes();
       // Its edge cuts the lines; a little beyond the axes, so that points on them stay whole.
-      const left = LEFT - EDGE, wide = Math.max(0, this.width - left - RIGHT + EDGE);
-      const plot = draw(svg, "svg", {
-        x: left, y: 0, width: wide, height: this.height, viewBox: `${left} 0 ${wide} ${this.height}`,
-      });
-      for (const { series, first, stop, line } of drawn) {
+      const x = LEFT - EDGE, y = TOP - EDGE, width = Math.max(0, this.width - x - RIGHT + EDGE);
+      const height = this.height - y - BOTTOM + EDGE;
+      const plot = draw(svg, "svg", { x, y, width, height, viewBox: `${x} ${y} ${width} ${height}` });
+      for (const { series, first, stop, weight, line } of drawn) {
         const style = `${this.colour(series)} ${this.dashed(series) ? "val" : ""}`;
-        if (panel.weight) {
+        if (weight) {
           draw(plot, "path", { class: `raw ${style}`, d: this.path(series, series.y, first, stop) });
         }
         draw(plot, "path", { class: `line ${style}`, d: this.path(series, line, first, stop) });
@@ -390,28 +391,37 @@
       return this.panel.runs.length > 1 && series.part === "val";
     }
 
-    /** The values at the step that is pointed at, or the last ones. */
+    /** Whether a point tells about the step that is pointed at; a run that ended before does not. */
+    isNear(series, step) {
+      const { at, range } = this.panel;
+      if (at === null) return true;
+      const { x } = series, spacing = (x[x.length - 1] - x[0]) / Math.max(1, x.length - 1);
+      return Math.abs(step - at) <= Math.max(spacing, FAR * (range[1] - range[0]));
+    }
+
+    /** The values at the step that is pointed at, or the last; smoothed ones before the measured. */
     read() {
       const { svg, panel } = this;
       if (!this.drawn) return;
       svg.querySelectorAll(".cursor, .here").forEach((node) => node.remove());
       const rows = [];
       let shownAt = null;
-      for (const { series, line } of this.drawn) {
+      for (const { series, weight, line } of this.drawn) {
         let n = panel.at === null ? series.x.length - 1 : nearest(series.x, panel.at);
         if (panel.at === null) while (n > 0 && line[n] === null) n--;
-        const step = series.x[n], value = line[n];
-        if (panel.at !== null && (shownAt === null
+        const step = series.x[n], value = line[n], there = this.isNear(series, step);
+        if (panel.at !== null && there && (shownAt === null
             || Math.abs(step - panel.at) < Math.abs(shownAt - panel.at))) shownAt = step;
         const row = element("span", this.colour(series));
         const name = [panel.runs.length > 1 ? panel.runs[series.run] : "", series.part]
           .filter(Boolean).join(" ");
         row.append(element("i", this.dashed(series) ? "val" : ""));
         if (name) row.append(name);
-        row.append(element("b", "", value === null ? "not a number" : short(value)));
+        row.append(element("b", "", !there ? "–" : value === null ? "not a number" : short(value)));
+        if (weight && there && value !== null) row.append(`(${short(series.y[n])})`);
         rows.push(row);
         const [low, high] = panel.range;
-        const visible = value !== null && step >= low && step <= high && (!this.isLog || value > 0);
+        const visible = there && value !== null && step >= low && step <= high && (!this.isLog || value > 0);
         if (panel.at !== null && visible) {
           draw(svg, "circle", {
             class: `dot here ${this.colour(series)}`, r: 4, cx: this.x(step), cy: this.y(value),
@@ -419,7 +429,7 @@
         }
       }
       this.readout.replaceChildren(...rows);
-      this.where.textContent = panel.at === null ? "last" : `step ${shownAt ?? "–"}`;
+      this.where.textContent = panel.at === null ? "last" : `step ${shownAt ?? Math.round(panel.at)}`;
       if (panel.at !== null) {
         const x = this.x(Math.min(Math.max(panel.at, panel.range[0]), panel.range[1]));
         draw(svg, "line", { class: "cursor", x1: x, x2: x, y1: TOP, y2: this.height - BOTTOM });

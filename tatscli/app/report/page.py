@@ -22,7 +22,7 @@ from tatscli.core.data.video import VideoInfo, probe
 
 KINDS = {".png": "image/png", ".mp4": "video/mp4"}
 """What a page can hold, by suffix."""
-LEVELS = {"bad": "Bad", "watch": "Watch", "good": "Good"}
+LEVELS = {"bad": "Bad", "watch": "Watch", "early": "Too early", "good": "Good"}
 """Of verdicts, worst first, and what they are called."""
 COLOURS = 8
 """Of runs, told apart by the colour-blind too; then they repeat."""
@@ -34,7 +34,7 @@ class Verdict:
 
     Attributes:
         subject: What it is about.
-        level: ``good``, ``watch`` or ``bad``.
+        level: One of ``LEVELS``.
         text: What was found, with its figure.
         advice: What to do; empty where there is nothing to.
     """
