@@ -69,13 +69,8 @@ def test_every_command_explains_itself_and_takes_json_where_it_has_a_result(tats
 def test_help_lists_the_commands_in_the_order_of_the_work(tats):
     page = tats("--help").out
     names = [
-<<<<<<< HEAD
         *["demo", "doctor", "data", "vqgan", "encode", "decode", "tokens", "gpt", "sample", "eval"],
         *["report", "import", "export", "plan", "bench", "config", "ckpt", "weights"],
-=======
-        *["demo", "data", "vqgan", "encode", "decode", "tokens", "gpt", "sample", "eval", "report"],
-        *["import", "export", "bench", "ckpt", "weights"],
->>>>>>> h-report
     ]
     assert [
         line.split()[1] for line in page.splitlines() if line.startswith("│ ") and line[2].isalpha()
