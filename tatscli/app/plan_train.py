@@ -244,8 +244,8 @@ def _plan(
     if processes > 1:
         shared = ", nor that they share its cores" if placement.accelerator == "cpu" else ""
         reporter.note(
-            f"one of {processes} processes was measured; what they wait for each other is not "
-            f"counted{shared}"
+            f"one of {processes} processes was measured; what they wait for each other is "
+            f"not counted{shared}"
         )
     loop, reached = run.train, phases(run)
     costs, effective = found.costs, loop.batch_size * loop.accumulate * processes

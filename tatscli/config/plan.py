@@ -17,8 +17,7 @@ class PlanOptions(Config):
     """Plan."""
 
     effective_batch: int = Field(0, ge=0)
-    """Clips wanted in each step of all processes: sets --accumulate and scales the learning rate;
-    0 plans the batch as it is."""
+    """Clips wanted in a step of all processes, by accumulation; 0 plans the batch as it is."""
     measured_steps: int = Field(18, ge=6, le=18)
     """Training steps that are measured in all; two more measure the memory of a larger batch."""
 
@@ -34,8 +33,7 @@ class GPTPlanDataConfig(GPTDataConfig):
     """Data."""
 
     data: Annotated[Path, Published("data_path")] = MADE_UP
-    """Folder of videos, manifest, HDF5 file, tokens, or the address of tokens; without, clips are
-    made up."""
+    """Videos or tokens, as for training; without, clips are made up."""
 
 
 class VQGANPlanConfig(VQGANTrainConfig):

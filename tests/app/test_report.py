@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +76,14 @@ def test_a_run_has_all_its_parts(run):
     assert found.page == run / "report.html"
     assert (found.runs, found.sample_folders, found.left_out) == (1, 0, [])
     page = read(found.page)
-    assert page.sections() == ["summary", "curves", "reconstructions", "codes", "settings"]
+    assert page.sections() == [
+        "summary",
+        "verdicts",
+        "curves",
+        "reconstructions",
+        "codes",
+        "settings",
+    ]
     assert "3 of 3" in page.text
     assert "finished" in page.text
     assert len(page.headings(1)) == 1
@@ -161,7 +167,7 @@ def test_a_run_without_metrics_or_pictures_yet_has_a_page(run):
     edit(run, status="running", ended=None, steps=None)
     page = read(report([run]).page)
     assert "No metrics yet" in page.text
-    assert page.sections() == ["summary", "curves", "settings"]
+    assert page.sections() == ["summary", "verdicts", "curves", "settings"]
 
 
 def test_a_line_cut_off_and_values_that_are_no_numbers_are_gaps(run):
@@ -207,7 +213,7 @@ def test_names_and_texts_are_only_text(run, samples, tmp_path, monkeypatch):
     content["samples"][0]["label"] = NAME
     listing.write_text(json.dumps(content))
     said = verdict("bad", subject=NAME, text=NAME, advice=NAME)
-    monkeypatch.setitem(sys.modules, "tatscli.app.diagnose", said)
+    monkeypatch.setattr(build, "diagnose", said.diagnose)
     found = report([evil, drawn], tmp_path / "page.html")
     page = read(found.page)
     scripts = [attrs for tag, attrs in page.tags if tag == "script"]
@@ -245,7 +251,7 @@ verdict_of_good = SimpleNamespace(subject="loss", level="good", text="falls", fi
 
 
 def test_verdicts_are_shown_worst_first(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tatscli.app.diagnose", verdict("bad"))
+    monkeypatch.setattr(build, "diagnose", verdict("bad").diagnose)
     page = read(report([run]).page)
     assert "verdicts" in page.sections()
     assert re.search(r"Bad\s*codes\s*half\s*more\s*Good\s*loss", page.text)
@@ -255,16 +261,14 @@ def test_a_run_that_cannot_be_judged_is_shown_without_verdicts(run, monkeypatch)
     def refuse(run):
         raise RunError("metrics.csv, line 7: 'x' is no figure")
 
-    monkeypatch.setitem(sys.modules, "tatscli.app.diagnose", SimpleNamespace(diagnose=refuse))
+    monkeypatch.setattr(build, "diagnose", refuse)
     notes = Notes()
     assert "verdicts" not in read(report([run], reporter=notes).page).sections()
     assert notes.warnings == ["no verdicts: metrics.csv, line 7: 'x' is no figure"]
 
 
 def test_no_verdicts_no_section(run, monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "tatscli.app.diagnose", SimpleNamespace(diagnose=lambda run: [])
-    )
+    monkeypatch.setattr(build, "diagnose", lambda run: [])
     assert "verdicts" not in read(report([run]).page).sections()
 
 

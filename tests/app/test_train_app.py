@@ -74,7 +74,7 @@ def test_a_folder_that_holds_something_is_left_alone(data: Path, tmp_path: Path)
         train_vqgan(vqgan_config(data, tmp_path))
     assert "--resume" in caught.value.hint
     assert files(tmp_path) == {"notes.txt"}
-    with pytest.raises(RunError, match=r"notes\.txt exists"):
+    with pytest.raises(RunError, match=r"notes\.txt is a file, and a folder"):
         train_vqgan(vqgan_config(data, tmp_path / "notes.txt"))
     with pytest.raises(RunError, match="cannot create"):
         train_vqgan(vqgan_config(data, tmp_path / "notes.txt" / "run"))

@@ -197,7 +197,7 @@ def test_a_remark_stands_below_the_bar_on_one_line(remarks, below):
 
 def test_what_is_said_during_work_stands_above_its_display(monkeypatch):
     screen = Console(file=io.StringIO(), force_terminal=True, width=60)
-    monkeypatch.setattr(console, "_err", lambda: screen)
+    monkeypatch.setattr(console, "_err", lambda **_: screen)
     terminal = console.Terminal()
     with terminal.task("training", "steps", 3):
         monkeypatch.setattr(console, "_err", None)  # another screen would write into the bar

@@ -325,7 +325,7 @@ def test_a_mistake_in_the_call_is_told_with_what_mends_it(tats, clutter, argumen
         (["vqgan", "trian"], "No such command 'trian'. Did you mean 'train'?"),
         (["data", "check", "x", "--sequence-lenght", 4], "Possible options: --sequence-length"),
         (["data", "check"], "Missing argument 'DIR'"),
-        (["eval", "fvd", "x"], "Missing argument 'FAKE'"),
+        (["eval", "fvd", "x"], "REAL and FAKE are needed"),
     ],
 )
 def test_what_is_misspelt_or_missing_is_told_with_what_is_near(tats, arguments, told):

@@ -5,7 +5,7 @@ import torch
 
 from tatscli.config.gpt import ConditionLayout, GPTConfig
 from tatscli.config.vqgan import VQGANConfig
-from tatscli.core.metrics.features import PROTOCOLS
+from tatscli.core.metrics.protocol import PROTOCOLS
 from tatscli.core.models.gpt import GPT, KVCache
 from tatscli.core.models.i3d import random_i3d
 from tatscli.core.models.inference import (
