@@ -359,7 +359,7 @@ def test_the_code_of_these_tests_does_run_where_nothing_refuses_it(
     pickle.loads(pickle.dumps(kind(tmp_path / "ran")))
     assert (tmp_path / "ran").exists()
     pickle.loads(dotted(tmp_path / "ran-too"))
-    assert (tmp_path / "ran,").exists()
+    assert (tmp_path / "ran-too").exists()
 
 
 def records(file: Path) -> list[range]:
