@@ -18,9 +18,9 @@ from tatscli.app.encode import EncodeResult, encode
 from tatscli.app.evaluate import FVDResult, evaluate_fvd
 from tatscli.app.pictures import save_reconstructions
 from tatscli.app.report import page
-from tatscli.app.report.curves import charts, read_metrics
+from tatscli.app.report.curves import charts
 from tatscli.app.reporting import Reporter, Silent
-from tatscli.app.run import write_atomically
+from tatscli.app.run import read_figures, write_atomically
 from tatscli.app.sample import SampleResult, long, read_samples, short
 from tatscli.app.train import TrainResult, train_gpt, train_vqgan
 from tatscli.config.demo import DemoConfig
@@ -317,7 +317,7 @@ def _write_page(
             "Training",
             "",
             "\n".join(
-                page.part(title, page.curves([title], charts([read_metrics(run / "metrics.csv")])))
+                page.part(title, page.curves([title], charts([read_figures(run / "metrics.csv")])))
                 for title, run in (
                     ("Stage one: VQGAN", stage_one.run),
                     ("Stage two: GPT", stage_two.run),

@@ -14,8 +14,8 @@ import torch
 
 from tatscli import __version__
 from tatscli.app.devices import devices_notes, place
-from tatscli.app.fvd_features import Network, features_of
-from tatscli.app.fvd_sides import Side
+from tatscli.app.fvd_features import OFFICIAL, OWN, RANDOM, Network, features_of
+from tatscli.app.fvd_sides import Side, by_chance
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.signature import signature_of
 from tatscli.config.evaluate import FVDConfig
@@ -28,6 +28,12 @@ from tatscli.errors import ConfigError, DataError
 
 SAME_RATE = 0.05
 """Part by which frame rates may differ without a warning."""
+MEASURES = {
+    OFFICIAL: "fvd",
+    OWN: "own-weights distance",
+    RANDOM: "random-feature distance",
+}
+"""What a Fréchet distance is called, by the kind of its network."""
 SCHEMA = "tats.fvd/1"
 """Of results as JSON."""
 
@@ -37,7 +43,7 @@ class FVDResult:
     """Distances between two sets of videos, and what they were computed on.
 
     Attributes:
-        measure: ``fvd``, or ``random-feature distance``, which is not one.
+        measure: ``fvd``; ``own-weights distance`` and ``random-feature distance`` are none.
         value: Fréchet distance of the features: the number to compare, at equal counts.
         standard_error: Of it, by a jackknife over videos; None for less than 4 on a side.
         debiased: What it would be for endless sets; None where there are too few videos to tell.
@@ -262,9 +268,10 @@ class _Comparing:
             rate = options.frame_rate or (real_rate if is_real else 0.0)
             found.append(Side(source, is_real, options, placings, stride, rate, reporter))
         sides = [side for side in found if isinstance(side, Side)]
-        if options.match_n and len(sides) == 2:
-            for side in sides:
-                side.choose(min(map(len, sides)))
+        counts = [_count(side) for side in found]
+        count = min(counts) if options.match_n else options.limit
+        for side in sides:
+            side.choose(count)
         for protocol in protocols:
             _check_sizes(sides, protocol)
         if sides:
@@ -274,7 +281,10 @@ class _Comparing:
                     sides, protocols, self._network, self._config, self._placement, reporter
                 )
             )
-        return [next(computed) if isinstance(side, Side) else side for side in found]
+        return [
+            next(computed) if isinstance(side, Side) else _limited(side, count, options.seed)
+            for side in found
+        ]
 
     def _result(
         self, real: Path, fake: Path, sets: list[FeatureSet], protocol: Protocol
@@ -312,13 +322,10 @@ class _Comparing:
     def _warn(self, sets: Sequence[FeatureSet], counts: list[int]) -> None:
         """Everything that speaks against taking the numbers at face value."""
         config, (real, fake) = self._config, sets
-        if config.fvd.features == "random":
+        if _kind(real) == RANDOM:
             self._say("features of a random network: the value is good for trying, not an FVD")
-        elif config.fvd.weights and self._network and (strange := self._network.unofficial):
-            self._say(
-                f"{config.fvd.weights} is not the I3D that defines FVD: {strange} of its tensors "
-                "are others"
-            )
+        elif _kind(real) == OWN:
+            self._say("these weights are not those of the I3D that defines FVD")
         if min(counts) < RECOMMENDED:
             width = real.features.shape[1]
             least = f", and below {width + 1} covariances are singular" * (min(counts) <= width)
@@ -384,11 +391,8 @@ class _Comparing:
         content: str,
     ) -> FVDResult:
         recipes, abouts = ([getattr(s, name) for s in sets] for name in ("recipe", "about"))
-        is_fvd = recipes[0]["network"].startswith("i3d") and not (
-            self._network and self._network.unofficial
-        )
         return FVDResult(
-            measure="fvd" if is_fvd else "random-feature distance",
+            measure=MEASURES[_kind(sets[0])],
             value=found.frechet,
             standard_error=found.frechet_error,
             debiased=found.debiased,
@@ -427,6 +431,11 @@ class _Comparing:
         )
 
 
+def _kind(features: FeatureSet) -> str:
+    """The kind of network that features are of."""
+    return str(features.recipe["network"]).partition("-")[0]
+
+
 def _protocol(config: FVDConfig) -> Protocol:
     """The definition that the settings ask for."""
     named = PROTOCOLS[config.definition.protocol]
@@ -456,6 +465,23 @@ def _from_file(
             "give the videos, or compute features of this definition with tats eval features",
         )
     return {protocol.name: features}
+
+
+def _count(side: Side | dict[str, FeatureSet]) -> int:
+    """Videos of a side."""
+    if isinstance(side, Side):
+        return len(side)
+    return min(len(set(features.videos)) for features in side.values())
+
+
+def _limited(side: dict[str, FeatureSet], count: int, seed: int) -> dict[str, FeatureSet]:
+    """Features of the videos that would have been chosen of so many; 0 = all."""
+    if not count:
+        return side
+    return {
+        name: features.of_videos(by_chance(features.videos, seed, count))
+        for name, features in side.items()
+    }
 
 
 def _check_sizes(sides: Sequence[Side], protocol: Protocol) -> None:

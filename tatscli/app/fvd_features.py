@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,24 +35,27 @@ SCHEMA = 1
 """Of the cache: raised with every change of what features are."""
 
 
+OFFICIAL, OWN, RANDOM = "i3d", "own", "random"
+"""Kinds of networks: that of FVD, one of the user's weights, one that measures nothing."""
+
+
 class Network:
-    """The network of a comparison, built for the protocols as they need it."""
+    """The network of a comparison, built for the protocols as they need it.
+
+    Attributes:
+        name: Its kind, and a digest of its weights.
+    """
 
     def __init__(self, config: FVDConfig) -> None:
         options = config.fvd
-        self.is_random = options.features == "random"
-        self._is_given = not self.is_random and options.weights is not None
-        if self.is_random:
-            self._weights = random_weights(options.seed)
+        if options.features == "random":
+            kind, self._weights = RANDOM, random_weights(options.seed)
         else:
             self._weights = read_i3d(options.weights or weights.locate("i3d"))
-        self.digest = weights_digest(self._weights)
+            # What was found without being named has been verified.
+            kind = OWN if options.weights and unofficial(self._weights) else OFFICIAL
+        self.name = f"{kind}-{weights_digest(self._weights)}"
         self._built: dict[float, I3D] = {}
-
-    @cached_property
-    def unofficial(self) -> int:
-        """How many tensors of a file that the user named are not those of the I3D of FVD."""
-        return len(unofficial(self._weights)) if self._is_given else 0
 
     def of(self, protocol: Protocol) -> I3D:
         """The network with a protocol's epsilon."""
@@ -107,6 +110,8 @@ def features_of(
             found[asked] = FeatureSet(features.rows, features.videos, features.clips, recipe, about)
             if asked in files:
                 _keep(found[asked], files[asked], reporter)
+        # The first process has more, where some were kept.
+        [found, *_] = gathered(found)
     return [
         {protocol.name: found[Wanted(number, protocol)] for protocol in protocols}
         for number in range(len(sides))
@@ -119,7 +124,7 @@ def _recipe(
     """What features depend on besides the videos."""
     options = config.fvd
     return {
-        "network": f"{'random' if network.is_random else 'i3d'}-{network.digest}",
+        "network": network.name,
         "eps": protocol.eps,
         "resize": protocol.resize,
         "fit": protocol.fit,

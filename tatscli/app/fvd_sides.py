@@ -1,7 +1,7 @@
 """The two sides of a comparison: which videos, and which clips of them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -131,9 +131,8 @@ class Side:
     def choose(self, count: int) -> None:
         """Use so many of the videos, the same ones whatever others there are; 0 = all."""
         if count:
-            by_chance = sorted(self._all, key=lambda n: self._chance(n, "which"))
-            chosen = set(by_chance[:count])
-            self._chosen = [n for n in self._all if n in chosen]
+            chosen = by_chance(map(self._name, self._all), self._options.seed, count)
+            self._chosen = [n for n in self._all if self._name(n) in chosen]
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -263,9 +262,18 @@ class Side:
         return f"{path}#{entry.first}" if entry.first else str(path)
 
     def _chance(self, number: int, purpose: str) -> float:
-        """A number in [0, 1) fixed by seed and name, whatever the order of the listing."""
-        key = f"{self._options.seed}\0{purpose}\0{self._name(number)}".encode()
-        return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") / 2**64
+        return _chance(self._options.seed, purpose, self._name(number))
+
+
+def by_chance(names: Iterable[str], seed: int, count: int) -> set[str]:
+    """So many of the names, the same ones whatever others there are."""
+    return set(sorted(set(names), key=lambda name: _chance(seed, "which", name))[:count])
+
+
+def _chance(seed: int, purpose: str, name: str) -> float:
+    """A number in [0, 1) fixed by seed and name, whatever the order of the listing."""
+    key = f"{seed}\0{purpose}\0{name}".encode()
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") / 2**64
 
 
 def _whole(entry: VideoEntry) -> VideoEntry:

@@ -16,7 +16,7 @@ from tatscli.app.devices import choose_device, place
 from tatscli.app.encode import SPLITS, Encoder, Encoding, open_encoding
 from tatscli.app.estimate import Part
 from tatscli.app.plan_train import check_free, program_seconds, temporary_folder
-from tatscli.app.reporting import Reporter, Silent, Task
+from tatscli.app.reporting import NoTask, Reporter, Silent, Task
 from tatscli.app.run import write_atomically
 from tatscli.app.sample import decoded_pieces, wanted_samples, write_sample
 from tatscli.app.sampler import Cuts, Sampler, long_sampler, short_sampler
@@ -396,7 +396,7 @@ def _encode_some(
     done = 0
     with reporter.task("encoding", "batches", MEASURED_BATCHES) as task:
         encoder = Encoder(
-            config, writer, work.clips, work.videos.bad, work.vqgan, work.sound, _Quiet()
+            config, writer, work.clips, work.videos.bad, work.vqgan, work.sound, NoTask()
         )
         ends = [time.perf_counter()]
         try:
@@ -412,17 +412,6 @@ def _encode_some(
         finally:
             writer.release()
     return ends, done
-
-
-class _Quiet:
-    def update(
-        self,
-        done: int,
-        total: int | None = None,
-        figures: Mapping[str, float] | None = None,
-        remark: str = "",
-    ) -> None:
-        pass
 
 
 def _write_one(

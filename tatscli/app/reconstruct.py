@@ -202,8 +202,7 @@ def evaluate_vqgan(
             needs_sound=config.data.missing_sound == "skip",
         )
         videos = open_data(config.data, clip, reporter, wanted)
-        with explained("a smaller --batch-size"):
-            scored = _score(trained, videos, grid, judges, config, reporter)
+        scored = _score(trained, videos, grid, judges, config, reporter)
     found, source = None, ""
     if config.eval.time:
         found, source = _over_time(trained, model, videos, config, reporter)
@@ -270,7 +269,7 @@ def _judges(
             missing[f"lpips_{network}"] = (
                 f"frames of {side} x {side} are smaller than {least} x {least}"
             )
-        elif asked or _is_fetched(file):
+        elif asked or weights.status(file) is weights.Status.VERIFIED:
             path = _located(file, "--lpips none")
             lpips[network] = LPIPS(path, network).to(device)
         else:
@@ -293,10 +292,6 @@ def _located(file: str, instead: str) -> Path:
     except CheckpointError as error:
         hint = error.hint.replace(weights.FILES[file].instead, instead)
         raise CheckpointError(error.message, hint) from None
-
-
-def _is_fetched(file: str) -> bool:
-    return file in weights.FILES and weights.status(file) is weights.Status.VERIFIED
 
 
 class _Distance:

@@ -38,7 +38,9 @@ class Reporter(Protocol):
         """Show a piece of work while it lasts."""
 
 
-class _NoTask:
+class NoTask:
+    """Work that nobody is told about."""
+
     def update(
         self,
         done: int,
@@ -46,7 +48,7 @@ class _NoTask:
         figures: Mapping[str, float] | None = None,
         remark: str = "",
     ) -> None:
-        pass
+        """Tell nobody."""
 
 
 class Silent:
@@ -61,4 +63,4 @@ class Silent:
     @contextmanager
     def task(self, what: str, unit: str, total: int | None = None) -> Iterator[Task]:
         """Show nothing."""
-        yield _NoTask()
+        yield NoTask()

@@ -224,21 +224,25 @@ def write_atomically(file: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def read_figures(file: Path) -> dict[str, list[tuple[int, float]]]:
+def read_figures(file: Path, *, strict: bool = True) -> dict[str, list[tuple[int, float]]]:
     """The series of a run's ``metrics.csv`` or ``timings.csv``, by metric; none without the file.
 
     A last line that is still being written is left out.
 
+    Args:
+        file: The file.
+        strict: Whether a line that is not ``step,metric,value`` is an error, rather than left out.
+
     Returns:
-        Points (steps done, value); the file counts steps from 0.
+        Points (steps done, value) in the order of the steps; the file counts these from 0.
 
     Raises:
-        RunError: A line is not ``step,metric,value``.
+        RunError: A line is no figure, if strict.
     """
     series: dict[str, list[tuple[int, float]]] = {}
     if not file.exists():
         return series
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for number, line in enumerate(lines[1:], start=2):
         if not line.endswith("\n"):
             break
@@ -246,8 +250,9 @@ def read_figures(file: Path) -> dict[str, list[tuple[int, float]]]:
             step, name, value = line.split(",")
             series.setdefault(name, []).append((int(step) + 1, float(value)))
         except ValueError:
-            raise RunError(f"{file}, line {number}: {line.strip()!r} is no figure") from None
-    return series
+            if strict:
+                raise RunError(f"{file}, line {number}: {line.strip()!r} is no figure") from None
+    return {name: sorted(points, key=lambda point: point[0]) for name, points in series.items()}
 
 
 def _machine() -> dict[str, Any]:

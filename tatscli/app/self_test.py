@@ -33,7 +33,7 @@ class SelfTest:
         tolerance: How far the value may be from that.
         value_of_tats: Their distance under the epsilon of the published TATS code; nobody has
             published it.
-        weights: Digest of the network's weights.
+        network: Its kind, with a digest of its weights.
     """
 
     frames: int
@@ -41,7 +41,7 @@ class SelfTest:
     published: float
     tolerance: float
     value_of_tats: float
-    weights: str
+    network: str
 
 
 def self_test(config: FVDConfig, reporter: Reporter | None = None) -> SelfTest:
@@ -70,11 +70,11 @@ def self_test(config: FVDConfig, reporter: Reporter | None = None) -> SelfTest:
             # Of constant videos, means are all that differs.
             values.append(float((black - white).double().square().sum()))
             task.update(2 * len(values))
-    result = SelfTest(frames, values[0], ANCHORS[frames], TOLERANCE, values[1], network.digest)
+    result = SelfTest(frames, values[0], ANCHORS[frames], TOLERANCE, values[1], network.name)
     if abs(result.value - result.published) > TOLERANCE:
         raise CheckpointError(
             f"black and white videos of {frames} frames are {result.value:.3f} apart, published "
-            f"are {result.published:.3f}: this is not the I3D of FVD (weights {network.digest})",
+            f"are {result.published:.3f}: this is not the I3D of FVD ({network.name})",
             "tats weights verify i3d looks at the file; tats weights fetch i3d replaces it",
         )
     return result

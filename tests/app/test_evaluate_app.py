@@ -390,6 +390,12 @@ def test_features_in_a_file_stand_for_their_videos(tmp_path: Path) -> None:
         direct.kernel,
         direct.signature,
     )
+    for choice in ({"limit": 3}, {"match_n": True}):
+        chosen = [
+            evaluate_fvd(side, fake, options(**choice)) for side in (real, tmp_path / "real.npz")
+        ]
+        assert chosen[0].real_videos == choice.get("limit", 5)
+        assert (chosen[1].value, chosen[1].signature) == (chosen[0].value, chosen[0].signature)
     with pytest.raises(DataError, match="resolution 8, asked for 16"):
         evaluate_fvd(tmp_path / "real.npz", fake, options(resolution=16))
     with pytest.raises(DataError, match="frames 9, asked for 10"):
@@ -511,5 +517,12 @@ def test_own_weights_are_never_called_an_fvd(tmp_path: Path) -> None:
     torch.save(random_weights(0), tmp_path / "other.pt")
     real, fake = write(tmp_path / "real", 2), write(tmp_path / "fake", 2, seed=1)
     result = evaluate_fvd(real, fake, options(features="i3d", weights=tmp_path / "other.pt"))
-    assert result.measure != "fvd"
-    assert any("is not the I3D that defines FVD" in text for text in result.warnings)
+    assert result.measure == "own-weights distance"
+    assert any("not those of the I3D that defines FVD" in text for text in result.warnings)
+    # Nor where only a file of their features is left.
+    for side, name in ((real, "real.npz"), (fake, "fake.npz")):
+        settings = options(features="i3d", weights=tmp_path / "other.pt")
+        module.write_features(side, tmp_path / name, settings)
+    stored = evaluate_fvd(tmp_path / "real.npz", tmp_path / "fake.npz", options(features="i3d"))
+    assert (stored.measure, stored.value) == (result.measure, result.value)
+    assert any("not those of the I3D that defines FVD" in text for text in stored.warnings)

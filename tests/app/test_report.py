@@ -13,7 +13,8 @@ from tiny_app import Notes, short_config
 
 from tatscli.app.report import build, folders
 from tatscli.app.report.build import report
-from tatscli.app.report.curves import charts, read_metrics, thinned
+from tatscli.app.report.curves import charts, thinned
+from tatscli.app.run import read_figures
 from tatscli.app.sample import short
 from tatscli.errors import DataError, RunError
 
@@ -113,7 +114,7 @@ def test_every_metric_is_drawn_with_every_value(run):
 
 
 def test_training_and_validation_of_one_name_share_a_chart(run):
-    found = charts([read_metrics(run / "metrics.csv")])
+    found = charts([read_figures(run / "metrics.csv")])
     [l1] = [chart for chart in found if chart.name == "l1"]
     assert [curve.part for curve in l1.curves] == ["train", "val"]
 

@@ -133,10 +133,8 @@ class Cheap(torch.nn.Module):
 class CheapNetwork:
     """Stands in the place of the network of a comparison."""
 
-    digest, unofficial = "cheap", 0
-
     def __init__(self, config: FVDConfig) -> None:
-        self.is_random = config.fvd.features == "random"
+        self.name = "random-cheap" if config.fvd.features == "random" else "i3d-cheap"
 
     def of(self, protocol: Protocol) -> Cheap:
         return Cheap()

@@ -309,6 +309,25 @@ def test_any_number_of_processes_find_the_distance_that_one_finds(
     assert f"left out {one.skipped[0]}" in err
 
 
+def test_processes_share_what_only_the_first_finds_in_the_cache(
+    sides: tuple[Path, Path], start: Start, tmp_path: Path
+) -> None:
+    given = ("--features", "random", "--frames", 12, "--resolution", 16, "--device", "cpu")
+
+    def told(*call: object) -> Any:
+        cache = str(tmp_path / "cache")
+        code, shown, err = start("eval", *call, *given, "--json", TATS_CACHE=cache).end(120)
+        assert code == 0, err
+        assert "Traceback" not in err
+        return json.loads(shown)
+
+    expected = told("fvd", *sides, "--no-cache")["value"]
+    told("features", sides[0], "--out", tmp_path / "real.npz")
+    # Of the two sides, one is kept; then both are.
+    for _ in range(2):
+        assert told("fvd", *sides, "--devices", 2)["value"] == expected
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("number", "to", "ends_with"),

@@ -12,9 +12,10 @@ from tatscli.app.diagnose import diagnose
 from tatscli.app.report import page
 from tatscli.app.report.curves import charts
 from tatscli.app.report.folders import Evaluation, Run, Samples, find, flat, read_evaluation
-from tatscli.app.report.page import Section, Verdict
+from tatscli.app.report.page import Section
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.core.data.video import VideoInfo, probe
+from tatscli.core.diagnosis import Verdict
 from tatscli.core.files import write_whole
 from tatscli.errors import DataError, RunError, TatsError
 
@@ -99,11 +100,10 @@ def report(
 def verdicts(run: Path, reporter: Reporter) -> list[Verdict]:
     """What the figures of a run say; nothing where they cannot be read."""
     try:
-        found = diagnose(run)
+        return diagnose(run)
     except TatsError as error:
         reporter.warn(f"no verdicts: {error.message}")
         return []
-    return [Verdict(v.subject, v.level, v.text, v.advice) for v in found]
 
 
 # ------------------------------------------------------------------ sections

@@ -1,10 +1,8 @@
-"""The curves of runs, from their ``metrics.csv``."""
+"""The curves of runs, from their figures."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 MOST_POINTS = 2000
 """Of a curve in a page, where a few runs are compared."""
@@ -36,25 +34,6 @@ class Chart:
 
     name: str
     curves: list[Curve]
-
-
-def read_metrics(file: Path) -> dict[str, Points]:
-    """All metrics of a run, by name; none where the file is not there yet.
-
-    A line that is cut off, as the last one may be while the run goes on, is left out.
-    """
-    found: dict[str, Points] = {}
-    if not file.is_file():
-        return found
-    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
-        for line in csv.reader(stream):
-            try:
-                step, name, value = line
-                point = (int(step) + 1, float(value))
-            except ValueError:
-                continue
-            found.setdefault(name, []).append(point)
-    return {name: sorted(points, key=lambda point: point[0]) for name, points in found.items()}
 
 
 def charts(metrics: Sequence[Mapping[str, Points]]) -> list[Chart]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tatscli.app.listing import LISTING, read_listing
-from tatscli.app.report.curves import Points, read_metrics
+from tatscli.app.report.curves import Points
 from tatscli.app.reporting import Reporter
-from tatscli.app.run import RunFolder
+from tatscli.app.run import RunFolder, read_figures
 from tatscli.config.files import read_layer
 from tatscli.errors import ConfigError, DataError, RunError
 
@@ -229,7 +229,7 @@ def _run(place: Path, name: str, reporter: Reporter) -> Run:
         kind=str(kind),
         record=record,
         settings=flat(settings),
-        metrics=read_metrics(folder.metrics),
+        metrics=read_figures(folder.metrics, strict=False),
         drawn=dict(sorted(drawn.items())),
         evaluations=_evaluations(place, reporter),
     )

@@ -19,6 +19,7 @@ from string import Template
 
 from tatscli.app.report.curves import Chart
 from tatscli.core.data.video import VideoInfo, probe
+from tatscli.core.diagnosis import Verdict
 
 KINDS = {".png": "image/png", ".mp4": "video/mp4"}
 """What a page can hold, by suffix."""
@@ -26,23 +27,6 @@ LEVELS = {"bad": "Bad", "watch": "Watch", "early": "Too early", "good": "Good"}
 """Of verdicts, worst first, and what they are called."""
 COLOURS = 8
 """Of runs, told apart by the colour-blind too; then they repeat."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a figure of a run means.
-
-    Attributes:
-        subject: What it is about.
-        level: One of ``LEVELS``.
-        text: What was found, with its figure.
-        advice: What to do; empty where there is nothing to.
-    """
-
-    subject: str
-    level: str
-    text: str
-    advice: str
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,18 @@ class Distances:
     kernel_error: float | None
 
 
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Matrices of D x D are small: threads that wait for one another cost more than they save."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@single_thread()
 def distances(
     real: Tensor,
     fake: Tensor,
@@ -86,46 +98,6 @@ def distances(
         DataError: Too few features, or some that are not finite.
     """
     real, fake = checked(real, fake)
-    with single_thread():
-        return _distances(real, fake, rule, videos, seed)
-
-
-def against_moments(real: Gaussian, fake: Tensor, rule: Covariance = "n-1") -> Distances:
-    """The Fréchet distance to a set of which only mean and covariance are known.
-
-    Args:
-        real: Of features of width D.
-        fake: (M, D), M >= 2.
-        rule: Divisor of the covariance of `fake`; that of `real` is taken as it is.
-
-    Raises:
-        DataError: Too few features, or some that are not finite.
-    """
-    fake, _ = checked(fake, fake)
-    gaussian = Gaussian.of(fake)
-    if rule == "n":
-        gaussian = replace(gaussian, scatter=gaussian.scatter * (1 - 1 / gaussian.count))
-    terms = frechet_terms(real, gaussian)
-    return Distances(
-        frechet=terms.distance,
-        frechet_error=None,
-        mean_term=terms.mean,
-        covariance_term=terms.covariance,
-        debiased=None,
-        floor=None,
-        floor_is_low=False,
-        kernel=None,
-        kernel_error=None,
-    )
-
-
-def _distances(
-    real: Tensor,
-    fake: Tensor,
-    rule: Covariance,
-    videos: tuple[Tensor, Tensor] | None,
-    seed: int,
-) -> Distances:
     of_video = videos or (torch.arange(len(real)), torch.arange(len(fake)))
     fewest = min(len(np.unique(numbers)) for numbers in of_video)
     # A group that is left out must leave two features, and at least two groups tell of an error.
@@ -160,15 +132,33 @@ def _distances(
     )
 
 
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Matrices of D x D are small: threads that wait for one another cost more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def against_moments(real: Gaussian, fake: Tensor, rule: Covariance = "n-1") -> Distances:
+    """The Fréchet distance to a set of which only mean and covariance are known.
+
+    Args:
+        real: Of features of width D.
+        fake: (M, D), M >= 2.
+        rule: Divisor of the covariance of `fake`; that of `real` is taken as it is.
+
+    Raises:
+        DataError: Too few features, or some that are not finite.
+    """
+    fake, _ = checked(fake, fake)
+    gaussian = Gaussian.of(fake)
+    if rule == "n":
+        gaussian = replace(gaussian, scatter=gaussian.scatter * (1 - 1 / gaussian.count))
+    terms = frechet_terms(real, gaussian)
+    return Distances(
+        frechet=terms.distance,
+        frechet_error=None,
+        mean_term=terms.mean,
+        covariance_term=terms.covariance,
+        debiased=None,
+        floor=None,
+        floor_is_low=False,
+        kernel=None,
+        kernel_error=None,
+    )
 
 
 def _divide(features: Tensor, videos: Tensor, groups: int, seed: int) -> list[Tensor]:
