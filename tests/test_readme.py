@@ -4,7 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from tatscli.app.data import synthesise
+from tatscli.cli import gpt, sample, vqgan
+from tatscli.cli.options import flag, obsolete, settings
+from tatscli.config.base import Published
 from tatscli.config.synth import SynthConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -93,3 +98,47 @@ def test_every_command_is_in_the_table() -> None:
     assert len(leaves) >= 12
     table = README.split("\n## Commands\n")[1].split("\n\n")[0]
     assert [leaf for leaf in leaves if f"`tats {leaf}" not in table] == []
+
+
+COMMANDS = [vqgan.train, gpt.train, sample.short, sample.long]
+
+
+def options(text: str) -> list[str]:
+    """The options that a cell or a paragraph names, with dashes."""
+    return [name.replace("_", "-") for name in re.findall(r"`(--\w[\w-]*)", text)]
+
+
+@pytest.fixture
+def coming_from_tats() -> tuple[dict[str, list[str]], list[str]]:
+    """Published options by row, with what is here instead; and those of the same name."""
+    section = README.split("\n## Coming from TATS\n")[1].split("\n## ")[0]
+    table = section.split("| published option | here |\n")[1].split("\n\n")[0]
+    rows = [row.replace(r"\|", "").strip("|").split(" | ") for row in table.splitlines()[1:]]
+    new_names = {name: options(here) for published, here in rows for name in options(published)}
+    same = section.split("Every other one")[1].split("Not there:")[0]
+    return new_names, options(same)
+
+
+def test_every_published_option_of_another_name_is_in_the_table(coming_from_tats) -> None:
+    new_names, _ = coming_from_tats
+    found = {}
+    for command in COMMANDS:
+        model = command.configured.model
+        for leaf in settings(model):
+            for item in leaf.field.metadata:
+                if isinstance(item, Published):
+                    found.setdefault(flag((item.name,)), set()).add(flag(leaf.key))
+        for name in obsolete(model):
+            found.setdefault(flag((name,)), set())
+    missing = {name: here for name, here in found.items() if not here <= {*new_names.get(name, ())}}
+    assert missing == {}
+    assert set(new_names) == set(found)
+
+
+def test_options_of_the_same_name_are_there(coming_from_tats) -> None:
+    _, same = coming_from_tats
+    leaves = [leaf for command in COMMANDS for leaf in settings(command.configured.model)]
+    ours = {flag(leaf.key) for leaf in leaves}
+    ours |= {flag((f"no_{leaf.name}",)) for leaf in leaves if leaf.field.annotation is bool}
+    assert len(same) >= 15
+    assert set(same) <= ours

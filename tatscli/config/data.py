@@ -47,7 +47,7 @@ class DataConfig(ClipConfig):
 
     data: Annotated[Path, Published("data_path")]
     """Folder of videos or frame folders (train and val or test in it), manifest, or HDF5 file."""
-    input: Literal["video", "sound"] = "video"
+    input: Annotated[Literal["video", "sound"], Published("stft_data", value="sound")] = "video"
     """What is learnt: the frames, or the sound of each, a patch of 64 bands x 16 columns."""
     missing_sound: Literal["silence", "skip"] = "silence"
     """Where sound is used, take videos without it for silent ones, or leave them out."""

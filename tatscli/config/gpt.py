@@ -169,6 +169,10 @@ class GPTOptions(Config):
         "spatial_length": Obsolete("the latent side follows from the resolution", is_flag=False),
         "text_cond": Obsolete("captions always become BPE tokens; --condition text asks for them"),
         "stft_data": Obsolete("videos bring their sound along; --condition sound asks for it"),
+        "vtokens": Obsolete("datasets of tokens are recognised by themselves"),
+        "first_stage_key": Obsolete("video was its only value", is_flag=False),
+        "first_stage_vocab_size": Obsolete("it follows from the VQGAN", is_flag=False),
+        "image_channels": Obsolete("they follow from the VQGAN", is_flag=False),
     }
 
     layers: Annotated[int, Published("n_layer")] = Field(24, ge=1)

@@ -1,10 +1,10 @@
 """The VQGAN: architecture and losses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tatscli.config.base import FILE_ONLY, Config, Published
+from tatscli.config.base import FILE_ONLY, Config, Obsolete, Published
 
 VIDEO_CHANNELS = 3
 """Channels of a frame of a video."""
@@ -14,6 +14,14 @@ SOUND_CHANNELS = 1
 
 class VQGANConfig(Config):
     """VQGAN architecture."""
+
+    OBSOLETE: ClassVar[dict[str, Obsolete]] = {
+        "restart_thres": Obsolete(
+            "--restart-threshold compares with the mean usage, not with a number", is_flag=False
+        ),
+        "i3d_feat": Obsolete("the published code never used it"),
+        "image_channels": Obsolete("frames have three, sound has one", is_flag=False),
+    }
 
     embedding_dim: int = Field(256, ge=1)
     """Width of a code vector."""
@@ -102,7 +110,7 @@ class VQGANLossConfig(Config):
     """Weight of feature matching in both discriminators."""
     commitment_weight: Annotated[float, FILE_ONLY] = Field(0.25, ge=0)
     """Weight that ties encoder outputs to their codes."""
-    disc_loss: Literal["hinge", "vanilla"] = "hinge"
+    disc_loss: Annotated[Literal["hinge", "vanilla"], Published("disc_loss_type")] = "hinge"
     """Loss of the discriminators."""
     disc_start: Annotated[int, Published("discriminator_iter_start")] = Field(10000, ge=0)
     """Step from which the discriminators act on the generator."""
