@@ -144,7 +144,8 @@ class Sampler:
             guidance: How far to go beyond that.
             given: (k, t, h, w) codes of the first frames, which samples take in turn.
         """
-        size = self.batch_size(config, guidance)
+        sequences = self.sequences(config, guidance)
+        size = min(config.samples, sequences)
         for first in range(0, config.samples, size):
             numbers = range(first, min(first + size, config.samples))
 
@@ -154,8 +155,9 @@ class Sampler:
             start = None if given is None else given[[n % len(given) for n in numbers]]
             wishes = [asked(number) for number in numbers]
             chances = Chances(config.seed, numbers)
-            with explained(_less_memory(size)):
-                codes = self._generate(wishes, chances, cuts, guidance, start, tell)
+            at_once = sequences if self.infill else size
+            with explained(_less_memory(at_once)):
+                codes = self._generate(wishes, chances, cuts, guidance, start, sequences, tell)
             yield codes
 
     def largest_batch(self, guidance: float = 1.0) -> int:
@@ -168,11 +170,12 @@ class Sampler:
         each = read_twice * max(sequence_bytes(gpt.model) for gpt in self.gpts)
         return max(1, min(LARGEST_BATCH, free // 2 // each))
 
-    def batch_size(self, config: SampleConfig, guidance: float) -> int:
-        """Samples at once: what is asked for, else as many as fit."""
-        if config.batch_size != "auto":
-            return config.batch_size
-        return min(config.samples, self.largest_batch(guidance))
+    def sequences(self, config: SampleConfig, guidance: float) -> int:
+        """Sequences written at once: what is asked for, else as many as fit.
+
+        Where there are fewer samples, several gaps between key frames of each are.
+        """
+        return self.largest_batch(guidance) if config.batch_size == "auto" else config.batch_size
 
     def _generate(
         self,
@@ -181,6 +184,7 @@ class Sampler:
         cuts: Cuts,
         guidance: float,
         given: Tensor | None,
+        sequences: int,
         tell: Callable[[int], None],
     ) -> Tensor:
         condition = window_condition(self.trained, asked, self.rate)
@@ -209,6 +213,7 @@ class Sampler:
             given=given,
             first_by=cuts.first_by,
             guidance=guidance,
+            sequences=sequences,
             progress=tell,
         )
 

@@ -9,9 +9,12 @@ Salimans 2022) reads each sequence a second time without its condition and draws
 Letters: B samples, t h w latent grid, g given latent frames, c condition tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from tatscli.core.models.gpt import GPT, KVCache, check_range, drop_parts
@@ -34,14 +37,28 @@ class Chances:
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(_mix(seed, i)) for i in indices]
+        self._parts = 1
 
     def __len__(self) -> int:
         """Samples B."""
-        return len(self._generators)
+        return self._parts * len(self._generators)
+
+    def of_parts(self, parts: int) -> "Chances":
+        """The same for so many parts of each sample, written at once as if one after the other.
+
+        Their rows are those of the first part, then those of the second.
+        """
+        shared = copy(self)
+        shared._parts = parts
+        return shared
 
     def draw(self, count: int, device: torch.device) -> Tensor:
         """The next numbers of each sample, (B, count) in [0, 1)."""
-        rows = [torch.rand(count, generator=generator) for generator in self._generators]
+        rows = [
+            torch.rand(count, generator=generator)
+            for _ in range(self._parts)
+            for generator in self._generators
+        ]
         return torch.stack(rows).to(device)
 
 
@@ -159,13 +176,12 @@ def generate_long(
 @torch.no_grad()
 def generate_between(
     gpt: GPT,
-    condition: Condition,
+    condition: Tensor,
     first: Tensor,
     last: Tensor,
     chances: Chances,
     chosen_by: TokenFilter,
     *,
-    start: int = 0,
     given: Tensor | None = None,
     guidance: float = 1.0,
     progress: Progress | None = None,
@@ -174,12 +190,11 @@ def generate_between(
 
     Args:
         gpt: A model that infills, in eval mode.
-        condition: What the samples are to show.
+        condition: (B, c) joint ids.
         first: (B, h, w) codes of the first latent frame of the window.
         last: (B, h, w) codes of the last latent frame of the window.
         chances: Randomness of the samples.
         chosen_by: Temperature and cuts.
-        start: Latent frame of the sample that the window starts at.
         given: (B, g, h, w) codes of the first of the frames between, where they are known too.
         guidance: How far to go beyond the condition.
         progress: Told after each token.
@@ -191,7 +206,7 @@ def generate_between(
     known = _given_frames(given, gpt, window - 2)
     frame = height * width
     sequence = _Sequence(gpt, condition, chances, guidance, _Count(progress, known * frame))
-    sequence.open_between(first.flatten(1), last.flatten(1), start)
+    sequence.open_between(first.flatten(1), last.flatten(1))
     ids = sequence.room((window - 2) * frame)
     if given is not None:
         ids[:, : known * frame] = given.flatten(1) + gpt.config.condition.ids
@@ -214,6 +229,7 @@ def generate_hierarchical(
     given: Tensor | None = None,
     first_by: TokenFilter | None = None,
     guidance: float = 1.0,
+    sequences: int = 1,
     progress: Progress | None = None,
 ) -> Tensor:
     """Sample any number of latent frames: key frames first, then those between (section 3.3).
@@ -231,6 +247,8 @@ def generate_hierarchical(
         given: (B, g, h, w) codes that the samples start with, g < length.
         first_by: Temperature and cuts of the first ``context`` key frames.
         guidance: How far to go beyond the condition.
+        sequences: Sequences that may be written at once; where there are fewer samples, several
+            gaps of each are, which changes nothing but the time.
         progress: Told after each token, ``hierarchical_frames`` latent frames in all.
 
     Returns:
@@ -265,22 +283,27 @@ def generate_hierarchical(
             progress=tell,
         )
     )
-    for gap, first in enumerate(range(0, total - 1, stride)):
-        last, inside = first + stride, max(0, known - first - 1)
-        done = (key_frames.shape[1] + gap * (stride - 1)) * frame
-        if inside < stride - 1:
-            video[:, first + 1 : last] = generate_between(
-                between,
-                between_condition,
-                video[:, first],
-                video[:, last],
-                chances,
-                chosen_by,
-                start=first,
-                given=video[:, first + 1 : first + 1 + inside] if inside else None,
-                guidance=guidance,
-                progress=lambda more, done=done: tell(done + more),  # type: ignore[misc]
-            )
+    for starts in _gaps(known, total, stride, max(1, sequences // len(chances))):
+        first, last = (
+            rearrange(video[:, [start + end for start in starts]], "b g h w -> (g b) h w")
+            for end in (0, stride)
+        )
+        # Known frames are in the first of the gaps alone, and it is then by itself.
+        inside = video[:, starts[0] + 1 : known]
+        done = (key_frames.shape[1] + starts[0] // stride * (stride - 1)) * frame
+        filled = generate_between(
+            between,
+            torch.cat([_window(between_condition, start) for start in starts]),
+            first,
+            last,
+            chances.of_parts(len(starts)),
+            chosen_by,
+            given=inside if inside.shape[1] else None,
+            guidance=guidance,
+            progress=partial(_tell, tell, done, len(starts)),
+        )
+        for start, frames in zip(starts, filled.chunk(len(starts)), strict=True):
+            video[:, start + 1 : start + stride] = frames
     return video[:, :length]
 
 
@@ -334,11 +357,11 @@ class _Sequence:
         self._logits = None
         self._unread = torch.cat([self._conditions(start), self._twice(past)], dim=1)
 
-    def open_between(self, first: Tensor, last: Tensor, start: int) -> None:
-        """Begin the window that starts at a latent frame, between two; codes (B, h w) each."""
+    def open_between(self, first: Tensor, last: Tensor) -> None:
+        """Begin the window between two latent frames; codes (B, h w) each."""
         self._cache.reset()
         ends = self._twice(first), self._twice(last)
-        self._logits = self._gpt.step_ends(self._conditions(start), *ends, self._cache)
+        self._logits = self._gpt.step_ends(self._conditions(0), *ends, self._cache)
 
     def read(self, ids: Tensor) -> None:
         """Go on with ids (B, n) that are known."""
@@ -383,6 +406,27 @@ class _Sequence:
 def _window(condition: Condition, start: int) -> Tensor:
     """The condition of the window that starts at a latent frame."""
     return condition if isinstance(condition, Tensor) else condition(start)
+
+
+def _tell(progress: Progress, before: int, parts: int, done: int) -> None:
+    """Tell the tokens done of so many parts that are written at once."""
+    progress(before + parts * done)
+
+
+def _gaps(known: int, total: int, stride: int, together: int) -> Iterator[list[int]]:
+    """Where the gaps start that are to be filled, at most so many at once.
+
+    Args:
+        known: Latent frames that are given; a gap that they reach into is by itself.
+        total: Latent frames in all, from the first key frame to the last.
+        stride: From one key frame to the next.
+        together: Gaps at once.
+    """
+    starts = [start for start in range(0, total - 1, stride) if known < start + stride]
+    if starts and known > starts[0] + 1:
+        yield [starts.pop(0)]
+    for number in range(0, len(starts), together):
+        yield starts[number : number + together]
 
 
 def _codes(ids: Tensor, offset: int) -> Tensor:

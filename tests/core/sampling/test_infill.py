@@ -4,13 +4,14 @@ Letters: B samples, t h w latent grid, g given latent frames.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from in_turn import class_condition
 from torch import Tensor
 
-from tatscli.core.models.gpt import GPT
+from tatscli.core.models.gpt import GPT, condition_ids
 from tatscli.core.sampling.filters import TokenFilter, choose
 from tatscli.core.sampling.generate import (
     Chances,
@@ -101,6 +102,45 @@ def test_a_hierarchical_sample_is_its_key_frames_and_what_fills_them(
         expected = generate_between(between, conditions[1], *ends, chances, CHOSEN_BY)
         found = video[:, gap * 4 + 1 : gap * 4 + 4]
         assert torch.equal(found, expected[:, : found.shape[1]])
+
+
+@pytest.mark.parametrize("known", [0, 1, 3, 5, 6])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_gaps_that_are_written_at_once_are_the_same(
+    gpt: Make, known: int, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = gpt((3, 2, 2), classes=3, latent_stride=4)
+    between = gpt((5, 2, 2), classes=3, infill=True)
+    key_condition = class_condition(keys, 3, range(B))
+    labels = {start: torch.tensor([start % 3, 1, 0, 2]) for start in range(0, 17, 4)}
+
+    def sampled(sequences: int) -> tuple[Tensor, list[int], list[int]]:
+        rows, told = list[int](), list[int]()
+        step = GPT.step_ends
+
+        def counted(self: GPT, condition: Tensor, *rest: Any) -> Tensor:
+            rows.append(len(condition))
+            return step(self, condition, *rest)
+
+        monkeypatch.setattr(GPT, "step_ends", counted)
+        video = generate_hierarchical(
+            keys, between, key_condition,
+            lambda start: condition_ids(between.config.condition, B, labels[start]),
+            Chances(8, range(B)), CHOSEN_BY, length=17, context=1, guidance=guidance,
+            given=some_frames(known) if known else None, sequences=sequences,
+            progress=told.append,
+        )  # fmt: skip
+        monkeypatch.undo()
+        return video, rows, told
+
+    alone, rows_alone, _ = sampled(1)
+    pairs, rows, told = sampled(2 * B + 1)
+    assert torch.equal(pairs, alone)
+    assert sum(rows) == sum(rows_alone), "no gap is written twice"
+    assert max(rows) == 2 * max(rows_alone), "never more than so many sequences"
+    assert told == sorted(set(told)), "never twice the same"
+    assert told[-1] == 17 * FRAME
+    assert torch.equal(sampled(100)[0], alone)
 
 
 @pytest.mark.parametrize("known", [1, 3, 4, 5, 6, 8, 9])
