@@ -1,7 +1,7 @@
 """Errors that a person can act on.
 
 Every error says what is wrong, with the numbers and the path, and carries a hint: the command or
-option that mends it. The command line prints both and exits with code 1, without a traceback.
+option that mends it. The command line prints both and exits with its code, without a traceback.
 """
 
 import errno
@@ -25,6 +25,9 @@ class TatsError(Exception):
         message: What is wrong, with both numbers and the path.
         hint: The command or option that helps; empty where the message says it all.
     """
+
+    exit_code = 1
+    """What the command line exits with."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -30,9 +30,7 @@ def _known(names: Sequence[str]) -> list[StageName]:
     return [name for name in STAGES if name in names]
 
 
-@app.command(
-    rich_help_panel="Housekeeping", epilog="Example: tats bench encode decode --precision bf16"
-)
+@app.command(epilog="Example: tats bench encode decode --precision bf16")
 @configured()
 def bench(
     config: BenchConfig,

@@ -8,7 +8,9 @@ import typer
 from tatscli.cli import complete, console
 from tatscli.cli.options import Json
 
-app = typer.Typer(no_args_is_help=True, help="Checkpoint files: are they whole, what do they hold.")
+app = typer.Typer(
+    name="ckpt", no_args_is_help=True, help="Checkpoint files: are they whole, what do they hold."
+)
 
 
 @app.callback()

@@ -11,7 +11,7 @@ from tatscli.cli.options import ConfigFile, Configured, Json, UsageError
 from tatscli.config.files import compat_names, dump_origins, origins, preset_names, presets
 from tatscli.errors import ConfigError
 
-app = typer.Typer(no_args_is_help=True, help="Presets, and what settings come to.")
+app = typer.Typer(name="config", no_args_is_help=True, help="Presets, and what settings come to.")
 
 
 @app.callback()

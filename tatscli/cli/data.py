@@ -11,7 +11,7 @@ from tatscli.config.check import CheckConfig
 from tatscli.config.synth import SynthConfig
 from tatscli.errors import DataError
 
-app = typer.Typer(no_args_is_help=True, help="Make and check datasets.")
+app = typer.Typer(name="data", no_args_is_help=True, help="Make and check datasets.")
 
 
 @app.callback()

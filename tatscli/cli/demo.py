@@ -12,7 +12,7 @@ from tatscli.config.demo import DemoConfig
 app = typer.Typer()
 
 
-@app.command(rich_help_panel="Start here", epilog="Example: tats demo")
+@app.command(epilog="Example: tats demo")
 @configured()
 def demo(
     config: DemoConfig,

@@ -18,7 +18,7 @@ app = typer.Typer()
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
-@app.command(rich_help_panel="Start here", epilog="Example: tats doctor --out runs")
+@app.command(epilog="Example: tats doctor --out runs")
 @configured()
 def doctor(config: DoctorConfig, json: Json = False) -> None:
     """Look for what is wrong with this machine, before a run finds out.

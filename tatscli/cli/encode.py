@@ -12,9 +12,7 @@ from tatscli.config.encode import DecodeConfig, EncodeConfig
 app = typer.Typer()
 
 
-@app.command(
-    rich_help_panel="Pipeline", epilog="Example: tats encode --data DIR --vqgan RUN --out tokens"
-)
+@app.command(epilog="Example: tats encode --data DIR --vqgan RUN --out tokens")
 @configured()
 def encode(config: EncodeConfig, json: Json = False) -> None:
     """Turn a dataset of videos into tokens, once, so that GPT training reads no video.
@@ -27,7 +25,7 @@ def encode(config: EncodeConfig, json: Json = False) -> None:
     console.result(use_case(config, console.Terminal()), as_json=json)
 
 
-@app.command(rich_help_panel="Pipeline", epilog="Example: tats decode tokens --limit 16")
+@app.command(epilog="Example: tats decode tokens --limit 16")
 @configured()
 def decode(
     tokens: Annotated[

@@ -13,7 +13,7 @@ from tatscli.config.evaluate import ClassesConfig, FVDConfig
 if TYPE_CHECKING:
     from tatscli.app.evaluate import FVDResult
 
-app = typer.Typer(no_args_is_help=True, help="How good samples are.")
+app = typer.Typer(name="eval", no_args_is_help=True, help="How good samples are.")
 
 
 @app.callback()

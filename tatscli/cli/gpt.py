@@ -7,7 +7,9 @@ from tatscli.cli.options import DryRun, Json, Resume, configured
 from tatscli.config.files import read_layer
 from tatscli.config.train import GPTTrainConfig
 
-app = typer.Typer(no_args_is_help=True, help="Stage two: learn to write grids of codes.")
+app = typer.Typer(
+    name="gpt", no_args_is_help=True, help="Stage two: learn to write grids of codes."
+)
 
 
 @app.callback()

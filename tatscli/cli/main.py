@@ -1,42 +1,26 @@
-"""The ``tats`` program: its commands, and the one place where errors become messages."""
+"""The ``tats`` program: where it starts, and the one place where errors become messages."""
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from tatscli import __version__
-from tatscli.cli import (
-    bench,
-    ckpt,
-    config,
-    console,
-    data,
-    demo,
-    doctor,
-    encode,
-    evaluate,
-    gpt,
-    plan,
-    port,
-    report,
-    sample,
-    tokens,
-    vqgan,
-    weights,
-)
-from tatscli.cli.options import Quiet, UsageError, with_quiet
+from tatscli.cli.commands import Commands, Quiet
 from tatscli.errors import DISK_HINTS, TatsError
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
     # Published options are written with underscores, ours with dashes; both are the same option.
     "token_normalize_func": lambda token: token.replace("_", "-"),
+    # Typer's own switches; off, where it would have pydantic read None on every completion.
+    "default_map": dict.fromkeys(("help", "install_completion", "show_completion"), False),
 }
 
 app = typer.Typer(
     name="tats",
+    cls=Commands,
     no_args_is_help=True,
     context_settings=SETTINGS,
     pretty_exceptions_enable=False,
@@ -48,7 +32,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.text(f"tats {__version__}")
+        typer.echo(f"tats {__version__}")
         raise typer.Exit
 
 
@@ -62,27 +46,9 @@ def _root(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
+    from tatscli.cli import console
+
     console.be_quiet(quiet)
-
-
-# Apps without a name add their commands to this one, in the order of the help page.
-app.add_typer(demo.app)
-app.add_typer(doctor.app)
-app.add_typer(data.app, name="data", rich_help_panel="Pipeline")
-app.add_typer(vqgan.app, name="vqgan", rich_help_panel="Pipeline")
-app.add_typer(encode.app)
-app.add_typer(tokens.app, name="tokens", rich_help_panel="Pipeline")
-app.add_typer(gpt.app, name="gpt", rich_help_panel="Pipeline")
-app.add_typer(sample.app, name="sample", rich_help_panel="Pipeline")
-app.add_typer(evaluate.app, name="eval", rich_help_panel="Pipeline")
-app.add_typer(report.app)
-app.add_typer(port.app)
-app.add_typer(plan.app, name="plan", rich_help_panel="Housekeeping")
-app.add_typer(bench.app)
-app.add_typer(config.app, name="config", rich_help_panel="Housekeeping")
-app.add_typer(ckpt.app, name="ckpt", rich_help_panel="Housekeeping")
-app.add_typer(weights.app, name="weights", rich_help_panel="Housekeeping")
-with_quiet(app)
 
 
 def main() -> None:
@@ -97,12 +63,17 @@ def main() -> None:
     except TatsError as error:
         if debug:
             raise
-        console.error(error.message, error.hint)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        _stop(error.message, error.hint, error.exit_code)
     except OSError as error:
         if debug or error.errno not in DISK_HINTS:
             raise
         # A write that fails, unlike an open, does not say of which file.
         where = f"{error.filename}: " if error.filename else ""
-        console.error(f"{where}{error.strerror}", DISK_HINTS[error.errno])
-        sys.exit(1)
+        _stop(f"{where}{error.strerror}", DISK_HINTS[error.errno], 1)
+
+
+def _stop(message: str, hint: str, exit_code: int) -> NoReturn:
+    from tatscli.cli import console
+
+    console.error(message, hint)
+    sys.exit(exit_code)

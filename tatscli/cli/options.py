@@ -24,7 +24,6 @@ from tatscli.config.files import (
     resolve,
     sections,
 )
-from tatscli.config.train import AUTO
 from tatscli.errors import ConfigError
 
 SCALARS = (bool, int, float, str, Path)
@@ -35,10 +34,6 @@ ConfigFile = Annotated[
     typer.Option("--config", "-c", help="YAML file of settings; options override it."),
 ]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", metavar="", help="No progress and no notes; warnings and errors stay."),
-]
 Resume = Annotated[
     Path | None,
     typer.Option(
@@ -58,6 +53,8 @@ DryRun = Annotated[
 
 class UsageError(ConfigError):
     """Settings that cannot be used, found before anything started."""
+
+    exit_code = 2
 
 
 class Setting(NamedTuple):
@@ -225,6 +222,8 @@ def configured(
 
         @functools.wraps(command)
         def run(invocation: typer.Context, **values: Any) -> None:
+            from tatscli.config.train import AUTO  # among configs that few commands' help needs
+
             for name, item in ignored.items():
                 if _typed(invocation, f"alias_{name}"):
                     console.note(f"{flag((name,))} has no effect: {item.note}")
@@ -283,33 +282,6 @@ def configured(
         return run
 
     return decorate
-
-
-def with_quiet(app: typer.Typer) -> None:
-    """Give every command of an app, and of the apps in it, the option to be quiet."""
-    for command in app.registered_commands:
-        assert command.callback is not None
-        command.callback = _quietable(command.callback)
-    for group in app.registered_groups:
-        assert group.typer_instance is not None
-        with_quiet(group.typer_instance)
-
-
-def _quietable(command: Callable[..., None]) -> Callable[..., None]:
-    signature = inspect.signature(command, eval_str=True)
-
-    @functools.wraps(command)
-    def run(quiet: bool, **values: Any) -> None:
-        if quiet:
-            console.be_quiet(True)
-        command(**values)
-
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
-    last = inspect.Parameter(
-        "quiet", inspect.Parameter.KEYWORD_ONLY, annotation=Quiet, default=False
-    )
-    run.__signature__ = inspect.Signature([*parameters, last])  # type: ignore[attr-defined]
-    return run
 
 
 def _saved_folder(model: type[Config], layers: list[Layer]) -> Path | None:

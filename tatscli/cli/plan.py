@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from tatscli.app.estimate import MemoryPlan, Part, TrainPlan
     from tatscli.app.plan_use import EncodePlan, SamplePlan, UseMemory
 
-app = typer.Typer(no_args_is_help=True, help="What a command will need, before it runs.")
+app = typer.Typer(
+    name="plan", no_args_is_help=True, help="What a command will need, before it runs."
+)
 
 Write = Annotated[
     Path | None,

@@ -12,11 +12,7 @@ from tatscli.config.port import ExportConfig, ImportConfig
 app = typer.Typer()
 
 
-@app.command(
-    "import",
-    rich_help_panel="Housekeeping",
-    epilog="Example: tats import ucf101_gpt.ckpt --vqgan ucf101_vqgan.ckpt",
-)
+@app.command("import", epilog="Example: tats import ucf101_gpt.ckpt --vqgan ucf101_vqgan.ckpt")
 @configured()
 def import_(
     file: Annotated[
@@ -35,9 +31,7 @@ def import_(
     console.result(import_published(file, config, console.Terminal()), as_json=json)
 
 
-@app.command(
-    rich_help_panel="Housekeeping", epilog="Example: tats export runs/vqgan --out vqgan.ckpt"
-)
+@app.command(epilog="Example: tats export runs/vqgan --out vqgan.ckpt")
 @configured()
 def export(
     model: Annotated[

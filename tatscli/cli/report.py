@@ -11,9 +11,7 @@ from tatscli.cli.options import Json
 app = typer.Typer()
 
 
-@app.command(
-    rich_help_panel="Pipeline", epilog="Example: tats report runs/vqgan --metrics fvd.json"
-)
+@app.command(epilog="Example: tats report runs/vqgan --metrics fvd.json")
 def report(
     folders: Annotated[
         list[Path],

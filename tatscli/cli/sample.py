@@ -6,7 +6,9 @@ from tatscli.cli import console
 from tatscli.cli.options import Json, configured
 from tatscli.config.sample import SampleLongConfig, SampleShortConfig
 
-app = typer.Typer(no_args_is_help=True, help="New videos, of training length or of any length.")
+app = typer.Typer(
+    name="sample", no_args_is_help=True, help="New videos, of training length or of any length."
+)
 
 
 @app.callback()

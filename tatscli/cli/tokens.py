@@ -11,7 +11,9 @@ from tatscli.config.stream import ConvertConfig
 from tatscli.config.tokens import MergeConfig, VerifyConfig
 
 app = typer.Typer(
-    no_args_is_help=True, help="Token datasets: look into, check, merge and convert them."
+    name="tokens",
+    no_args_is_help=True,
+    help="Token datasets: look into, check, merge and convert them.",
 )
 
 Tokens = Annotated[

@@ -10,7 +10,9 @@ from tatscli.cli.options import DryRun, Json, Resume, configured
 from tatscli.config.evaluate import VQGANEvalConfig
 from tatscli.config.train import VQGANTrainConfig
 
-app = typer.Typer(no_args_is_help=True, help="Stage one: clips to a small grid of codes.")
+app = typer.Typer(
+    name="vqgan", no_args_is_help=True, help="Stage one: clips to a small grid of codes."
+)
 
 
 @app.callback()

@@ -9,7 +9,9 @@ from tatscli.cli.options import Json
 from tatscli.config.weights import FetchedName, WeightName
 from tatscli.errors import CheckpointError
 
-app = typer.Typer(no_args_is_help=True, help="Weights from elsewhere, pinned by checksum.")
+app = typer.Typer(
+    name="weights", no_args_is_help=True, help="Weights from elsewhere, pinned by checksum."
+)
 
 
 @app.callback()

@@ -55,7 +55,7 @@ class Config(BaseModel):
     """Immutable settings; unknown keys are errors; attribute docstrings are the help texts.
 
     Sections are given as ``Field(default_factory=...)``: as long as no config is made on import,
-    pydantic builds no validators, and ``tats --help`` answers a fifth sooner.
+    pydantic builds no validators, and the help of a command answers sooner.
 
     Attributes:
         ALTERNATIVES: Groups of fields of which at most one may be given in one place; the one
@@ -83,7 +83,7 @@ def _field_docstrings(module: str) -> dict[str, dict[str, str]]:
     """Docstrings under the annotated names of each class of a module.
 
     Pydantic's ``use_attribute_docstrings`` finds the same, but tokenises the source once a class,
-    which made up a tenth of ``tats --help``.
+    for which the help of a command would have to wait.
     """
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {
