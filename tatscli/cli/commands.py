@@ -126,6 +126,9 @@ def _with_quiet(app: typer.Typer) -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         command.callback = _quietable(command.callback)
+        # Typer keeps the line breaks of all paragraphs but the first.
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.callback.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
     for group in app.registered_groups:
         assert group.typer_instance is not None
         _with_quiet(group.typer_instance)

@@ -272,9 +272,6 @@ def configured(
                 help="Numerics of the published code, flaws included; file and options win.",
             )
             parameters.append(_keyword("compat", choice, option, None))
-        # Typer keeps the line breaks of all paragraphs but the first.
-        paragraphs = (inspect.getdoc(command) or "").split("\n\n")
-        run.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # Typer reads it
             [p for p in parameters if p.name != slot]
         )
