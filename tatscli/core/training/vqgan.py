@@ -141,10 +141,11 @@ class VQGANTraining(Stage):
             is_last = i == len(parts) - 1
             with optimizers[0].toggle_model(sync_grad=is_last):
                 real, fake, losses, perplexity = self._generator_losses(video, shown, gan_weight)
-                total = torch.stack(list(losses.values())).sum()
                 self.watch(losses)
+                weighted = self._weighted(losses, gan_weight)
                 if is_logged and gan_weight:
-                    pulls.append(_pulls(losses, fake.video))
+                    pulls.append(_pulls(weighted, fake.video))
+                total = torch.stack(list(weighted.values())).sum()
                 self.manual_backward(total / len(parts))
             if is_last:
                 optimizers[0].step()
@@ -159,6 +160,8 @@ class VQGANTraining(Stage):
             self.vqgan.codebook.update()
         self.log_mean(figures)
         self.log("train/learning_rate", schedules[0].get_last_lr()[0])
+        if loss.has_discriminators:
+            self.log("train/gan_weight", gan_weight)
         if is_logged:
             self._log_usage()
         if pulls:
@@ -224,27 +227,39 @@ class VQGANTraining(Stage):
     def _generator_losses(
         self, video: Tensor, shown: Tensor, gan_weight: float
     ) -> tuple[Seen, Seen, dict[str, Tensor], Tensor]:
-        """What the discriminators will be shown, weighted losses, perplexity of the codes."""
+        """What the discriminators will be shown, losses before weights, perplexity of the codes."""
         loss = self.config.loss
         found = self.vqgan(video)
         real, fake = Seen.of(video, shown), Seen.of(found.video, shown)
         losses = {
-            "l1": loss.l1_weight * F.l1_loss(fake.video, real.video),
-            "commitment": loss.commitment_weight * found.commitment,
+            "l1": F.l1_loss(fake.video, real.video),
+            "commitment": found.commitment,
         }
         if loss.perceptual_weight:
-            distance = self._perceived(real.frames, fake.frames)
-            losses["perceptual"] = loss.perceptual_weight * distance
+            losses["perceptual"] = self._perceived(real.frames, fake.frames)
         if gan_weight:
-            for name, judge, weight, seen_real, seen_fake in self._judged(real, fake):
+            for name, judge, seen_real, seen_fake in self._judged(real, fake):
                 judged = judge(seen_fake)
-                losses[f"gan_{name}"] = -gan_weight * weight * judged.logits.mean()
+                losses[f"gan_{name}"] = -judged.logits.mean()
                 if loss.gan_feat_weight:
                     with torch.no_grad():
                         target = judge(seen_real).features
-                    matching = feature_matching(target, judged.features)
-                    losses[f"features_{name}"] = gan_weight * loss.gan_feat_weight * matching
+                    losses[f"features_{name}"] = feature_matching(target, judged.features)
         return real, fake, losses, found.perplexity
+
+    def _weighted(self, losses: Mapping[str, Tensor], gan_weight: float) -> dict[str, Tensor]:
+        """The losses of the generator as they add up."""
+        loss = self.config.loss
+        weights = {
+            "l1": loss.l1_weight,
+            "commitment": loss.commitment_weight,
+            "perceptual": loss.perceptual_weight,
+            "gan_image": gan_weight * loss.image_gan_weight,
+            "gan_video": gan_weight * loss.video_gan_weight,
+            "features_image": gan_weight * loss.gan_feat_weight,
+            "features_video": gan_weight * loss.gan_feat_weight,
+        }
+        return {name: weights[name] * value for name, value in losses.items()}
 
     def _log_usage(self) -> None:
         """Log how many codes were used since the last time, and what part hardly is of late."""
@@ -260,9 +275,13 @@ class VQGANTraining(Stage):
         for i, (real, fake) in enumerate(made):
             with optimizer.toggle_model(sync_grad=i == len(made) - 1):
                 losses, rights = {}, {}
-                for name, judge, weight, seen_real, seen_fake in self._judged(real, fake):
+                weights = {
+                    "disc_image": self.config.loss.image_gan_weight,
+                    "disc_video": self.config.loss.video_gan_weight,
+                }
+                for name, judge, seen_real, seen_fake in self._judged(real, fake):
                     logits_real, logits_fake = judge(seen_real).logits, judge(seen_fake).logits
-                    losses[f"disc_{name}"] = weight * self._disc_loss(logits_real, logits_fake)
+                    losses[f"disc_{name}"] = self._disc_loss(logits_real, logits_fake)
                     on_real = (logits_real > 0).float().mean()
                     on_fake = (logits_fake < 0).float().mean()
                     rights[f"disc_{name}_right"] = 0.5 * (on_real + on_fake)
@@ -270,7 +289,8 @@ class VQGANTraining(Stage):
                         rights[f"disc_{name}_right_real"] = on_real
                         rights[f"disc_{name}_right_fake"] = on_fake
                 self.watch(losses)
-                self.manual_backward(torch.stack(list(losses.values())).sum() / len(made))
+                weighted = [weights[name] * value for name, value in losses.items()]
+                self.manual_backward(torch.stack(weighted).sum() / len(made))
             figures.append(losses | rights)
         optimizer.step()
         optimizer.zero_grad()
@@ -278,16 +298,12 @@ class VQGANTraining(Stage):
 
     def _judged(
         self, real: Seen, fake: Seen
-    ) -> list[tuple[str, PatchDiscriminator, float, Tensor, Tensor]]:
-        """Each discriminator with its name, weight and what it sees."""
-        found = []
+    ) -> Iterator[tuple[str, PatchDiscriminator, Tensor, Tensor]]:
+        """Each discriminator with its name and what it sees."""
         if self.image_discriminator is not None:
-            weight = self.config.loss.image_gan_weight
-            found.append(("image", self.image_discriminator, weight, real.frames, fake.frames))
+            yield "image", self.image_discriminator, real.frames, fake.frames
         if self.video_discriminator is not None:
-            weight = self.config.loss.video_gan_weight
-            found.append(("video", self.video_discriminator, weight, real.video, fake.video))
-        return found
+            yield "video", self.video_discriminator, real.video, fake.video
 
     def _perceived(self, real: Tensor, fake: Tensor) -> Tensor:
         [network] = self._perceptual

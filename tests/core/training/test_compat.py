@@ -130,6 +130,7 @@ def test_published_discriminators_are_untrained_and_at_full_weight_when_they_sta
     assert all(torch.equal(states[2][key], value) for key, value in states[0].items())
     assert run.steps("train/gan_image") == run.steps("train/disc_image") == [2]
     assert run.values("train/gan_image") == pytest.approx([-logits[0]], rel=1e-5)
+    assert run.values("train/gan_weight") == [0, 0, 1]
     assert not torch.equal(states[3]["layers.0.0.weight"], states[2]["layers.0.0.weight"])
 
 
