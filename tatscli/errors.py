@@ -7,11 +7,11 @@ option that mends it. The command line prints both and exits with its code, with
 import errno
 
 DISK_HINTS = {
-    errno.ENOSPC: "free some space, or write elsewhere with --out",
-    errno.EDQUOT: "free some space of your quota, or write elsewhere with --out",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or write elsewhere with --out",
-    errno.EROFS: "write elsewhere with --out",
-    errno.EACCES: "check the permissions, or write elsewhere with --out",
+    errno.ENOSPC: "free some space, or write elsewhere",
+    errno.EDQUOT: "free some space of your quota, or write elsewhere",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or write elsewhere",
+    errno.EROFS: "write elsewhere",
+    errno.EACCES: "check the permissions, or write elsewhere",
     errno.ENOTDIR: "a part of this path is a file",
     errno.EEXIST: "a part of this path is a file",
 }

@@ -189,7 +189,8 @@ def longest_clip(entries: Iterable[VideoEntry], clip: ClipConfig) -> int:
 
 def length_hint(fits: int) -> str:
     """What helps where videos are too short, given the ``longest_clip``."""
-    return f"--sequence-length {fits} or less fits both splits" if fits else "add longer videos"
+    longer = "add longer videos, or more of them"
+    return f"--sequence-length {fits} or less fits both splits; or {longer}" if fits else longer
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -259,8 +260,8 @@ class CheckResult:
         hours: Playing time of the usable videos.
         sizes: Videos of each size as displayed.
         rates: Videos of each frame rate.
-        clips: Places of training clips in an epoch.
-        longest_clip: Frames that clips can span in both splits.
+        training_clips: Places of training clips in an epoch.
+        longest_clip_in_both_splits: Frames that clips can span in both splits.
         unreadable: What cannot be opened or decoded, with the reason.
         too_short: What is shorter than a clip.
         double: Groups of files with the same content.
@@ -277,8 +278,8 @@ class CheckResult:
     hours: float
     sizes: dict[str, int]
     rates: dict[str, int]
-    clips: int
-    longest_clip: int
+    training_clips: int
+    longest_clip_in_both_splits: int
     unreadable: list[str]
     too_short: list[str]
     double: list[str]
@@ -346,8 +347,8 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         hours=sum(seconds.values()) / 3600,
         sizes=_counts(f"{entry.info.width}x{entry.info.height}" for entry in once),
         rates=_counts(f"{entry.info.rate:.4g}" for entry in once),
-        clips=clips,
-        longest_clip=longest_clip(usable, clip),
+        training_clips=clips,
+        longest_clip_in_both_splits=longest_clip(usable, clip),
         unreadable=unreadable,
         too_short=too_short,
         double=double,

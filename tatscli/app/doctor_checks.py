@@ -49,7 +49,7 @@ _NO_VISION = "python -m pip uninstall torchvision"
 _CODEC_FIX = "python -m pip install --force-reinstall --only-binary av av"
 _NO_WORKERS = "--workers 0 reads without such processes"
 _OTHER_CACHE = "name another folder with TATS_CACHE"
-_OTHER_RUNS = "write elsewhere with --out"
+_OTHER_RUNS = "write elsewhere"
 _SHARED_FIX = "in a container, give it --shm-size 8g or --ipc host; --workers 0 needs none"
 
 

@@ -62,7 +62,8 @@ def copy_preset(name: str, file: Path, *, force: bool = False) -> CopiedPreset:
     """
     known = {_name(item): item for item in presets()}
     if name not in known:
-        raise ConfigError(f"{name} is no preset", f"presets are {', '.join(known)}")
+        meant = [other for other, item in known.items() if item.name == name] or known
+        raise ConfigError(f"{name} is no preset", f"presets are {', '.join(meant)}")
     if file.exists() and (file.is_dir() or not force):
         raise ConfigError(
             f"{file} {'is a folder' if file.is_dir() else 'exists'}; nothing was overwritten",

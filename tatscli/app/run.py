@@ -86,7 +86,10 @@ class RunFolder:
             for file in (run.metrics, run.timings):
                 file.unlink(missing_ok=True)
         else:
-            hint = f"continue that run with --resume {path}, or choose another --out"
+            hint = "choose another --out"
+            if run.config.is_file():
+                how = f"--resume {path}" if run.has_saved else "--resume auto"
+                hint = f"continue that run with {how}, or {hint}"
             claim_empty(path, hint, RunError)
         try:
             run.samples.mkdir(parents=True, exist_ok=True)

@@ -118,6 +118,8 @@ def _results(file: Path) -> dict[str, dict[str, Any]]:
             result["standard_error"]
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}", HINT) from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file} is no JSON: {error}", HINT) from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} holds no result: {error!r}", HINT) from None
     if not found:

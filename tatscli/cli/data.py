@@ -54,9 +54,9 @@ def check(
 
     found = check_data(folder, config, console.Terminal())
     console.result(found, as_json=json)
-    if not found.clips:
+    if not found.training_clips:
         raise DataError(
             f"{folder}: no training video is long enough for a clip of "
             f"{config.sequence_length} frames",
-            length_hint(found.longest_clip),
+            length_hint(found.longest_clip_in_both_splits),
         )

@@ -265,7 +265,7 @@ def _validated(model: type[C], merged: Mapping[str, Any], layers: Sequence[Layer
         return model.model_validate(merged)
     except ValidationError as error:
         problems = [_explain(model, problem, layers) for problem in error.errors()]
-        raise ConfigError("\n".join(problems), _hint(error)) from None
+        raise ConfigError("\n".join(problems), _hint(model, error)) from None
 
 
 def _required(model: type[Config], prefix: Key = ()) -> Iterator[Key]:
@@ -336,15 +336,20 @@ def _place(key: Key, layers: Sequence[Layer]) -> str:
 
 def _nearest(model: type[Config], key: Key) -> str:
     """The setting that was probably meant: the same name elsewhere, else a similar one."""
-    known = {".".join(leaf): leaf[-1] for leaf in leaves(model)}
-    same = [path for path, name in known.items() if name == key[-1]]
-    return next(iter(same or get_close_matches(".".join(key), known, 1)), "")
+    known = {leaf[-1]: ".".join(leaf) for leaf in leaves(model)}
+    near = [key[-1]] if key[-1] in known else get_close_matches(key[-1], known, 1)
+    return known[near[0]] if near else ""
 
 
-def _hint(error: ValidationError) -> str:
-    missing = [flag(tuple(str(p) for p in e["loc"])) for e in error.errors() if _is_missing(e)]
+def _hint(model: type[Config], error: ValidationError) -> str:
+    from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig  # slow to load
+
+    wrong: dict[str, list[Key]] = {}
+    for problem in error.errors():
+        wrong.setdefault(problem["type"], []).append(tuple(str(part) for part in problem["loc"]))
+    unknown = set(wrong.get("extra_forbidden", ()))
+    for command, other in (("vqgan train", VQGANTrainConfig), ("gpt train", GPTTrainConfig)):
+        if unknown and not issubclass(model, other) and unknown <= set(leaves(other)):
+            return f"these are settings of tats {command}"
+    missing = [flag(key) for key in wrong.get("missing", ())]
     return f"add {' and '.join(missing)}, or --config FILE" if missing else ""
-
-
-def _is_missing(problem: ErrorDetails) -> bool:
-    return problem["type"] == "missing"

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 import torch
 
+from tatscli.core.memory import bounded_memory
 from tatscli.errors import DataError, DeviceError, RunError
 
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?(.*?)\.?\s*$", re.S)
-_NO_MEMORY = "can't allocate memory"
+_NO_MEMORY = re.compile(r"can't allocate memory|bad_alloc|could not create a memory")
 _ASKED = re.compile(r"tried to allocate ([\d.]+ \w+)", re.I)
 _FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
 _LOST = re.compile(r"gloo|NCCL|Connection (?:closed|reset) by peer|process group", re.I)
@@ -30,13 +31,16 @@ def explained(less_memory: str, again: str = "") -> Iterator[None]:
         RunError: Another process of the run ended.
     """
     try:
-        yield
+        with bounded_memory():
+            yield
+    except MemoryError as error:
+        raise DeviceError("out of memory", less_memory) from error
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"out of memory on the GPU: {_asked(error)}", less_memory) from error
     except torch.distributed.DistError as error:
         raise _lost(error, again) from error
     except RuntimeError as error:
-        if _NO_MEMORY in str(error):
+        if _NO_MEMORY.search(str(error)):
             raise DeviceError(f"out of memory: {_asked(error)}", less_memory) from error
         if found := _WORKER.search(str(error)):
             numbers, end = found.groups()
@@ -60,8 +64,11 @@ def _asked(error: Exception) -> str:
     asked, room = _ASKED.search(str(error)), _FREE.search(str(error))
     if not asked:
         return _first(error)
+    number, unit = asked[1].split()
+    if unit == "bytes" and float(number) >= 2**20:
+        number, unit = f"{float(number) / 2**30:.2f}", "GiB"
     free = f", and {room[2]} of {room[1]} are free" if room else ""
-    return f"{asked[1]} more were asked for{free}"
+    return f"{number} {unit} more were asked for{free}"
 
 
 def _first(error: Exception) -> str:

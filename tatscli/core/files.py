@@ -34,6 +34,10 @@ def aside(file: Path, *, sync: bool = False) -> Iterator[Path]:
         partial.replace(file)
         if sync:
             _sync(file.parent)
+    except OSError as error:
+        if error.filename == str(partial):  # a name that nobody gave
+            error.filename = str(file)
+        raise
     finally:
         with suppress(OSError):
             partial.unlink()

@@ -1,7 +1,9 @@
 """How much memory is free, and how much is taken at most."""
 
 import os
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +93,31 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated(self._device) - self._before
         peak = _resident("VmHWM") if self._device.type == "cpu" else None
         return None if peak is None else max(0, peak - self._before)
+
+
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Within it, asking for more memory than is free at its start fails, where Linux says how much.
+
+    Without, Linux grants what it does not have, and kills the process when it is used, so that
+    nobody learns what was too large. A machine with a GPU is left alone: drivers map far more than
+    they use.
+    """
+    free, taken = None, _resident("VmData")
+    if not torch.cuda.is_available():
+        free = free_memory(torch.device("cpu"))
+    if sys.platform != "linux" or taken is None or free is None:
+        yield
+        return
+    import resource  # not on every system
+
+    before, most = resource.getrlimit(resource.RLIMIT_DATA)
+    bounds = [taken + free, *(limit for limit in (before, most) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, most))
 
 
 def _resident(name: str) -> int | None:

@@ -48,7 +48,7 @@ def test_a_sound_dataset_is_sound(data: Path) -> None:
     assert result.hours * 3600 == pytest.approx(6 * 1.5)
     assert result.sizes == {"16x16": 6}
     assert result.rates == {"8": 6}
-    assert result.clips == 4 * 3
+    assert result.training_clips == 4 * 3
     assert (result.captioned, result.with_sound) == (6, 6)
 
 
@@ -72,7 +72,7 @@ def test_everything_wrong_is_named(mixed: Path) -> None:
 
 def test_clips_longer_than_every_video_are_said_to_be(data: Path) -> None:
     result = check_data(data, CheckConfig(sequence_length=100))
-    assert result.clips == 0
+    assert result.training_clips == 0
     assert len(result.too_short) == 2  # both splits
     assert all("100" in line and "12" in line for line in result.too_short)
 
@@ -138,7 +138,7 @@ def test_videos_of_an_hdf5_file_are_checked(tmp_path: Path) -> None:
         stored["test_idx"] = [0]
     result = check_data(file, CheckConfig(sequence_length=4))
     assert (result.training_videos, result.validation_videos) == (2, 1)
-    assert (result.frames, result.clips, result.sizes) == (13, 1, {"16x16": 3})
+    assert (result.frames, result.training_clips, result.sizes) == (13, 1, {"16x16": 3})
     assert result.too_short == ["train/0: has 3 frames, a clip needs 4"]
     assert result.double == []
     with pytest.raises(DataError, match=r"a\.h5/train/0: has 3 frames"):

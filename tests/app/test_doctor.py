@@ -231,7 +231,7 @@ def test_a_disk_that_is_read_only_or_full_is_an_error(tmp_path, monkeypatch):
         verdict = only(doctor_checks.check_runs, out=tmp_path)
         assert verdict.level == "error"
         assert verdict.text == f"{tmp_path} cannot be written: {os.strerror(code)}"
-        assert "write elsewhere with --out" in verdict.fix
+        assert "write elsewhere" in verdict.fix
 
 
 def test_little_disk_is_a_warning_with_what_is_free(tmp_path, monkeypatch):

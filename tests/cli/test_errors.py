@@ -90,7 +90,7 @@ def test_a_disk_that_cannot_be_written_is_named(tats, failing, code):
     failing(OSError(code, os.strerror(code), "runs/vqgan"))
     outcome = tats("data", "check", "videos")
     assert_is_message(outcome, 1, f"runs/vqgan: {os.strerror(code)}")
-    assert "--out" in outcome.err
+    assert "write elsewhere" in outcome.err
 
 
 def test_a_disk_that_fills_up_is_a_message_without_a_path_too(tats, failing):
@@ -229,6 +229,13 @@ def test_an_existing_run_folder_is_not_overwritten(train, tats, tmp_path):
     outcome = train("shapes", "--out", "mine", "--max-steps", 1)
     assert outcome.code == 1
     assert "error: mine exists and is not empty; nothing was overwritten" in outcome.err
+    assert "hint: choose another --out" in outcome.err
+    (tmp_path / "mine" / "config.yaml").write_text("")
+    outcome = train("shapes", "--out", "mine", "--max-steps", 1)
+    assert "hint: continue that run with --resume auto, or choose another --out" in outcome.err
+    (tmp_path / "mine" / "checkpoints").mkdir()
+    (tmp_path / "mine" / "checkpoints" / "last.ckpt").write_text("precious")
+    outcome = train("shapes", "--out", "mine", "--max-steps", 1)
     assert "hint: continue that run with --resume mine, or choose another --out" in outcome.err
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     again = tats("data", "synth", "mine")

@@ -86,6 +86,14 @@ def test_an_unknown_key_is_an_error_with_the_nearest_setting(values, told):
     assert message(VQGANTrainConfig, Layer("my.yaml", values), DATA) == told
 
 
+def test_settings_of_the_other_stage_are_recognised():
+    layer = file_layer(model={"codes": 512, "hidden_channels": 16})
+    with pytest.raises(ConfigError) as caught:
+        resolve(GPTTrainConfig, [layer, DATA])
+    assert "my.yaml: model.hidden_channels is not a setting" in caught.value.message.splitlines()
+    assert caught.value.hint == "these are settings of tats vqgan train"
+
+
 def test_a_section_cannot_be_a_value():
     told = message(VQGANTrainConfig, file_layer(data=5), DATA)
     assert told == "my.yaml: data is a section of settings, got 5"

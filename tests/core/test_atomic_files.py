@@ -41,7 +41,7 @@ def test_a_full_disk_has_path_bytes_free_and_a_hint(tmp_path: Path) -> None:
     message = caught.value.message
     assert message.startswith(f"{file} cannot be written: No space left on device (")
     assert message.endswith(" bytes free)")
-    assert caught.value.hint == "free some space, or write elsewhere with --out"
+    assert caught.value.hint == "free some space, or write elsewhere"
     with pytest.raises(RunError) as caught_too, written_whole(file, RunError):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
     assert "quota" in caught_too.value.hint

@@ -1,12 +1,16 @@
 """How much memory is free: of the machine, and of a container."""
 
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tatscli.core import memory
+from tatscli.core.failures import explained
 from tatscli.core.memory import PeakMemory, device_memory, free_memory
+from tatscli.errors import DeviceError
 
 CPU = torch.device("cpu")
 
@@ -73,3 +77,26 @@ def test_the_peak_of_a_gpu_is_exact() -> None:
     taken = torch.ones(2**20, device="cuda")
     del taken
     assert peak.bytes() == 2**22
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has this limit")
+def test_memory_that_is_not_there_is_refused_instead_of_ending_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError) as caught, explained("less of it"):
+        assert torch.zeros(2**27).numel(), "half of it can be had"
+        torch.empty(2**29)
+    assert caught.value.message == "out of memory: 2.00 GiB more were asked for"
+    assert caught.value.hint == "less of it"
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limits
+    assert torch.empty(2**29).numel(), "afterwards as before"
+    with pytest.raises(DeviceError, match="out of memory"), explained("less of it"):
+        np.empty(2**31, np.uint8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with explained("a GPU's driver maps more than it uses"):
+        assert torch.empty(2**29).numel()

@@ -144,7 +144,11 @@ class ClipSource:
         if len(self.problems) == len(entries):
             if not entries:
                 raise DataError(f"{root}: there is no video")
-            first = f"the first, {entries[0].path}, has {lengths[0]} frames{rate}"
+            entry = entries[0]
+            name = entry.path
+            if (entry.first, entry.stop) != (0, len(entry.info.times)):
+                name = f"frames {entry.first} to {entry.stop - 1} of {name}"
+            first = f"the first, {name}, has {lengths[0]} frames{rate}"
             raise DataError(
                 f"{root}: no {entries[0].split} video is long enough for a clip of "
                 f"{clip.sequence_length} frames; {first}, the longest {max(lengths)}"
