@@ -92,11 +92,12 @@ def provenance(result: "FVDResult") -> dict[str, Any]:
     def side(name: str, videos: int, place: int) -> str:
         sizes, rate = result.sizes[place], result.frame_rates[place]
         parts = (
-            f"{videos} videos" if videos else "",
+            f"{videos} videos" * bool(videos),
             " ".join(sizes) if len(sizes) < 4 else "many sizes",
-            f"{rate:.4g} fps" if rate else "",
+            f"{rate:.4g} fps" * bool(rate),
         )
-        return f"{name} ({', '.join(filter(None, parts))})"
+        known = ", ".join(filter(None, parts))
+        return f"{name} ({known})" if known else name
 
     return {
         "of it, means": f"{result.mean_term:.4g}",

@@ -221,14 +221,14 @@ def test_one_video_is_too_few(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cheap")
 def test_a_list_names_the_videos_of_a_side(tmp_path: Path) -> None:
-    real, fake = write(tmp_path / "real", 4), write(tmp_path / "fake", 4, seed=1)
-    (tmp_path / "some.txt").write_text("real/v0.mkv\nreal/v2.mkv\n\nreal/v3.mkv\n")
-    found = evaluate_fvd(tmp_path / "some.txt", fake, options())
-    assert (found.real_videos, found.fake_videos) == (3, 4)
-    (real / "v1.mkv").unlink()
-    assert evaluate_fvd(real, fake, options(frames=12)).value == pytest.approx(
-        evaluate_fvd(tmp_path / "some.txt", fake, options(frames=12)).value, rel=1e-9
-    )
+    real, fake = write(tmp_path / "real", 6), write(tmp_path / "fake", 5, seed=1)
+    some = tmp_path / "real.txt"
+    some.write_text("\n".join(f"real/{name}.mkv" for name in ("v4", "v3", "v1", "v0", "v2")))
+    found = evaluate_fvd(some, fake, options(frames=12))
+    assert (found.real_videos, found.fake_videos) == (5, 5)
+    (real / "v5.mkv").unlink()
+    whole = evaluate_fvd(real, fake, options(frames=12))
+    assert (found.value, found.standard_error) == (whole.value, whole.standard_error)
 
 
 @pytest.mark.usefixtures("cheap")
@@ -307,14 +307,17 @@ def lossless_mp4(file: Path, frames: np.ndarray) -> None:
 
 @pytest.mark.usefixtures("cheap")
 def test_the_same_pixels_in_any_kind_of_file_give_the_same_number(tmp_path: Path) -> None:
-    real, fake = write(tmp_path / "real", 6, frames=9, seed=5), moving(6, 6)
+    # More than ten, so that a file of them and a folder have to agree on what comes after 1.
+    real, fake = write(tmp_path / "real", 12, frames=9, seed=5), moving(12, 6)
     for number, video in enumerate(fake):
-        write_video(tmp_path / "mkv" / f"v{number}.mkv", video, 8, lossless=True)
+        # With its suffix, it would come before v0.
+        name = "v0-b" if number == 1 else f"v{number}"
+        write_video(tmp_path / "mkv" / f"{name}.mkv", video, 8, lossless=True)
         for at, frame in enumerate(video):
-            file = tmp_path / "png" / f"v{number}" / f"frame{at}.png"
+            file = tmp_path / "png" / name / f"frame{at}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(frame).save(file)
-        lossless_mp4(tmp_path / "mp4" / f"v{number}.mp4", video)
+        lossless_mp4(tmp_path / "mp4" / f"{name}.mp4", video)
     np.save(tmp_path / "v.npy", fake)
     np.savez(tmp_path / "v.npz", videos=(fake / 255).astype(np.float32))
     torch.save(torch.from_numpy(fake / 127.5 - 1).permute(0, 4, 1, 2, 3), tmp_path / "v.pt")
@@ -484,6 +487,15 @@ def test_features_in_a_file_stand_for_their_videos(tmp_path: Path) -> None:
     assert (both.real_videos, both.fake_videos) == (3, 3)
     with pytest.raises(DataError, match="resolution 8, asked for 16"):
         evaluate_fvd(tmp_path / "real.npz", fake, options(resolution=16))
+    for choice, part in (
+        ({"eps": 1e-5}, "eps 0.001, asked for 1e-05"),
+        ({"resize": "half-pixel"}, "resize tf1, asked for half-pixel"),
+        ({"fit": "crop"}, "fit squash, asked for crop"),
+        ({"real_clip": "center"}, "clip random, asked for center"),
+    ):
+        config = options().model_copy(update={"definition": ProtocolConfig.model_validate(choice)})
+        with pytest.raises(DataError, match=part):
+            evaluate_fvd(tmp_path / "real.npz", fake, config)
     with pytest.raises(DataError, match="frames 9, asked for 10"):
         evaluate_fvd(tmp_path / "real.npz", fake, options(frames=10))
     (tmp_path / "bad.npz").write_bytes((tmp_path / "real.npz").read_bytes()[:200])

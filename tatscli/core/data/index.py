@@ -161,8 +161,8 @@ def build_index(
     arrays, see `arrays`.
 
     Args:
-        root: The dataset: a folder, a manifest (.csv, .tsv, .jsonl), an HDF5 file (.h5, .hdf5) or
-            an array (.npy, .npz, .pt).
+        root: The dataset: a folder, a manifest (.csv, .tsv, .jsonl), a list of paths (.txt), an
+            HDF5 file (.h5, .hdf5) or an array (.npy, .npz, .pt).
         strict: Whether a video that cannot be read is an error rather than left out.
         progress: Called with the videos read and their total; not called for a cached index.
 
