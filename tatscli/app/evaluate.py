@@ -15,13 +15,13 @@ import torch
 from tatscli import __version__
 from tatscli.app.devices import devices_notes, place
 from tatscli.app.fvd_features import OFFICIAL, OWN, RANDOM, Network, features_of
-from tatscli.app.fvd_sides import Side, by_chance
+from tatscli.app.fvd_sides import About, Side, by_chance
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.signature import signature_of
 from tatscli.config.evaluate import FVDConfig
 from tatscli.config.files import from_arguments
 from tatscli.core.metrics.feature_file import FeatureSet, read_moments, stored_kind
-from tatscli.core.metrics.frechet import Gaussian
+from tatscli.core.metrics.frechet import Gaussian, require_two
 from tatscli.core.metrics.protocol import PROTOCOLS, Protocol
 from tatscli.core.metrics.uncertainty import RECOMMENDED, Distances, against_moments, distances
 from tatscli.errors import ConfigError, DataError
@@ -61,7 +61,7 @@ class FVDResult:
         device: Where.
         real: Folder, or name given to it.
         fake: Folder.
-        real_videos: Videos used.
+        real_videos: Videos used; 0 where a mean and covariance do not say of how many they are.
         fake_videos: Videos used.
         real_clips: Clips used.
         fake_clips: Clips used.
@@ -220,7 +220,6 @@ class _Comparing:
         for text in devices_notes(config.compute, self._placement):
             reporter.note(text)
         self._start = time.monotonic()
-        self._network: Network | None = None
         self._warnings: list[str] = []
 
     def compare(
@@ -241,8 +240,8 @@ class _Comparing:
             raise DataError(f"{fake}: only the real side may be a mean and covariance")
         if stored_kind(real) == "moments":
             [made] = self.features([(fake, False)], protocols)
-            gaussian = read_moments(real)
-            return [self._against_moments(real, fake, gaussian, made[p.name], p) for p in protocols]
+            known = read_moments(real)
+            return [self._against_moments(real, fake, *known, made[p.name], p) for p in protocols]
         sides = self.features([(real, True), (fake, False)], protocols, real_stride, real_rate)
         return [
             self._result(real, fake, [side[protocol.name] for side in sides], protocol)
@@ -261,41 +260,39 @@ class _Comparing:
         found: list[dict[str, FeatureSet] | Side] = []
         for source, is_real in sources:
             if stored_kind(source) == "features":
-                found.append(_from_file(source, is_real, protocols, self._config))
+                stored = _from_file(source, is_real, protocols, self._config)
+                found.append(_limited(stored, options.limit, options.seed))
                 continue
             placings = [protocol.placing(is_real) for protocol in protocols]
             stride = options.stride * (real_stride if is_real else 1)
             rate = options.frame_rate or (real_rate if is_real else 0.0)
             found.append(Side(source, is_real, options, placings, stride, rate, reporter))
         sides = [side for side in found if isinstance(side, Side)]
+        names = [str(source) for source, _ in sources]
         counts = [_count(side) for side in found]
-        count = min(counts) if options.match_n else options.limit
-        for side in sides:
-            side.choose(count)
+        if len(counts) == 2:
+            require_two(*counts)
+        if options.match_n:
+            for side in sides:
+                side.choose(min(counts))
         for protocol in protocols:
-            _check_sizes(sides, protocol)
-        if sides:
-            self._network = self._network or Network(self._config)
-            computed = iter(
-                features_of(
-                    sides, protocols, self._network, self._config, self._placement, reporter
-                )
-            )
-        return [
-            next(computed) if isinstance(side, Side) else _limited(side, count, options.seed)
-            for side in found
-        ]
+            _check_sizes(names, found, protocol)
+        network = Network(self._config) if sides else None
+        _check_networks(names, found, network.name if network else "")
+        computed = iter(
+            features_of(sides, protocols, network, self._config, self._placement, reporter)
+            if network
+            else ()
+        )
+        sets = [next(computed) if isinstance(side, Side) else side for side in found]
+        if options.match_n:
+            # Some of those that were chosen may have turned out unreadable.
+            sets = [_limited(side, min(map(_count, sets)), options.seed) for side in sets]
+        return sets
 
     def _result(
         self, real: Path, fake: Path, sets: list[FeatureSet], protocol: Protocol
     ) -> FVDResult:
-        recipes = [features.recipe for features in sets]
-        if recipes[0]["network"] != recipes[1]["network"]:
-            raise DataError(
-                f"{real} has features of {recipes[0]['network']}, {fake} of "
-                f"{recipes[1]['network']}: networks of different weights",
-                "compute the features again with tats eval features",
-            )
         numbers = (sets[0].video_numbers, sets[1].video_numbers)
         found = distances(
             sets[0].features, sets[1].features, protocol.covariance, numbers, self._config.fvd.seed
@@ -305,7 +302,13 @@ class _Comparing:
         return self._record(real, fake, sets, counts, protocol, found, sets[0].content)
 
     def _against_moments(
-        self, real: Path, fake: Path, gaussian: Gaussian, made: FeatureSet, protocol: Protocol
+        self,
+        real: Path,
+        fake: Path,
+        gaussian: Gaussian,
+        count: int,
+        made: FeatureSet,
+        protocol: Protocol,
     ) -> FVDResult:
         """The plain value, which is all that a mean and a covariance allow."""
         width = made.features.shape[1]
@@ -316,8 +319,11 @@ class _Comparing:
             )
         found = against_moments(gaussian, made.features, protocol.covariance)
         self._say(f"{real} does not say how its mean and covariance were computed")
-        counts = [gaussian.count, len(set(made.videos))]
-        return self._record(real, fake, [made, made], counts, protocol, found, gaussian.digest)
+        nothing = asdict(About(0.0, {}, lossy=0, lossless=0, unsteady=0, padded=0, skipped=[]))
+        known = FeatureSet(made.features[:0], (), (), made.recipe, nothing)
+        sets, counts = [known, made], [count, len(set(made.videos))]
+        self._warn(sets, counts)
+        return self._record(real, fake, sets, counts, protocol, found, gaussian.digest)
 
     def _warn(self, sets: Sequence[FeatureSet], counts: list[int]) -> None:
         """Everything that speaks against taking the numbers at face value."""
@@ -326,20 +332,23 @@ class _Comparing:
             self._say("features of a random network: the value is good for trying, not an FVD")
         elif _kind(real) == OWN:
             self._say("these weights are not those of the I3D that defines FVD")
-        if min(counts) < RECOMMENDED:
+        stated = [count for count in counts if count]
+        if min(stated) < RECOMMENDED:
             width = real.features.shape[1]
-            least = f", and below {width + 1} covariances are singular" * (min(counts) <= width)
+            least = f", and below {width + 1} covariances are singular" * (min(stated) <= width)
             self._say(
-                f"{counts[0]} and {counts[1]} videos: below {RECOMMENDED} on each side the value "
-                f"is mostly bias and compares only with the same counts{least}"
+                f"{' and '.join(str(count or 'unknown') for count in counts)} videos: below "
+                f"{RECOMMENDED} on each side the value is mostly bias and compares only with the "
+                f"same counts{least}"
             )
-        if counts[0] != counts[1]:
+        if min(stated) < config.fvd.limit:
+            self._say(f"there are fewer videos than --limit {config.fvd.limit}: all are taken")
+        if stated[0] != stated[-1]:
             self._say(
                 f"{counts[0]} real videos and {counts[1]} samples: the bias depends on both; "
                 "--match-n takes as many of each"
             )
-        if not config.fvd.frame_rate:
-            self._warn_of_rates([features.about for features in sets])
+        self._warn_of_rates([features.about for features in sets])
         if bool(real.about["lossy"]) != bool(fake.about["lossy"]) and (
             real.about["lossless"] or fake.about["lossless"]
         ):
@@ -351,6 +360,12 @@ class _Comparing:
         for features, name in zip(sets, ("real videos", "samples"), strict=True):
             if again := len(features.clips) - len(set(features.clips)):
                 self._say(f"{again} of {len(features.clips)} clips of {name} are there twice")
+            more = len(features.clips) - len(set(features.videos)) * config.fvd.clips_per_video
+            if more > 0:
+                self._say(
+                    f"{more} {name} have the name of another, but for the suffix: they count as "
+                    "clips of one video"
+                )
             if padded := features.about["padded"]:
                 self._say(f"{padded} {name} are too short, and repeat their last frame")
         if shared := len(set(real.clips) & set(fake.clips)):
@@ -369,7 +384,8 @@ class _Comparing:
                 f"real videos of {real:.4g} frames per second, samples of {fake:.4g}: different "
                 "speeds raise the distance; --frame-rate reads both sides at one"
             )
-        if unsteady := sum(about["unsteady"] for about in abouts):
+        unsteady = sum(about["unsteady"] for about in abouts)
+        if unsteady and not self._config.fvd.frame_rate:
             self._say(
                 f"{unsteady} videos show their frames for different times: --frame-rate takes them "
                 "evenly"
@@ -484,14 +500,39 @@ def _limited(side: dict[str, FeatureSet], count: int, seed: int) -> dict[str, Fe
     }
 
 
-def _check_sizes(sides: Sequence[Side], protocol: Protocol) -> None:
+def _check_sizes(
+    names: Sequence[str], found: Sequence[Side | dict[str, FeatureSet]], protocol: Protocol
+) -> None:
+    """Frames that are brought to 224 x 224 from different sizes differ by that alone."""
     if protocol.resolution:
         return
-    sizes = {(e.info.width, e.info.height): e.path for side in sides for e in side.entries}
+    sizes: dict[str, str] = {}
+    for name, side in zip(names, found, strict=True):
+        if isinstance(side, Side):
+            for entry in side.entries:
+                size = f"{entry.info.width}x{entry.info.height}"
+                sizes.setdefault(size, f"{entry.path} of {name} is {size}")
+        else:
+            for size in side[protocol.name].about["sizes"]:
+                sizes.setdefault(size, f"{name} is of {size}")
     if len(sizes) > 1:
-        (first, path), (second, other) = list(sizes.items())[:2]
         raise DataError(
-            f"videos of different sizes: {path} is {first[0]}x{first[1]}, "
-            f"{other} is {second[0]}x{second[1]}",
+            f"videos of {len(sizes)} different sizes: {', '.join([*sizes.values()][:3])}",
             "bring both sides to one size with --resolution N",
+        )
+
+
+def _check_networks(
+    names: Sequence[str], found: Sequence[Side | dict[str, FeatureSet]], computing: str
+) -> None:
+    """Features of different networks have no distance."""
+    networks = [
+        computing if isinstance(side, Side) else next(iter(side.values())).recipe["network"]
+        for side in found
+    ]
+    if len(set(networks)) > 1:
+        (first, one), (second, other) = zip(names, networks, strict=True)
+        raise DataError(
+            f"{first} has features of {one}, {second} of {other}: networks of different weights",
+            "compute the features again with tats eval features",
         )

@@ -51,7 +51,10 @@ def signature_of(
     def of_recipes(name: str) -> str:
         return both([recipe[name] for recipe in recipes])
 
-    sizes = ["mixed" if len(about["sizes"]) > 1 else [*about["sizes"]][0] for about in abouts]
+    sizes = [
+        "mixed" if len(about["sizes"]) > 1 else "".join(about["sizes"]) or "unknown"
+        for about in abouts
+    ]
     parts = {
         "protocol": protocol.name,
         "net": of_recipes("network"),
@@ -68,7 +71,7 @@ def signature_of(
         "per-video": of_recipes("clips_per_video"),
         "short": of_recipes("short"),
         "seed": of_recipes("seed"),
-        "n": f"{counts[0]}/{counts[1]}",
+        "n": "/".join(str(count or "unknown") for count in counts),
         "precision": of_recipes("precision"),
         "real": content,
     }

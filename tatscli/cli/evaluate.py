@@ -21,7 +21,7 @@ def _group() -> None:
     pass
 
 
-Videos = "folder, manifest, HDF5 file, array (.npy, .npz, .pt) or file of features (.npz)"
+Videos = "folder, manifest or list, HDF5 file, array (.npy, .npz, .pt) or file of features (.npz)"
 
 
 @app.command(epilog="Example: tats eval fvd DIR samples/short --json > fvd.json")
@@ -88,13 +88,22 @@ def judged(result: "FVDResult") -> dict[str, str]:
 
 def provenance(result: "FVDResult") -> dict[str, Any]:
     """What the numbers of a result are of."""
-    sizes = [" ".join(each) if len(each) < 4 else "many sizes" for each in result.sizes]
-    rates = ["" if not rate else f", {rate:.4g} fps" for rate in result.frame_rates]
+
+    def side(name: str, videos: int, place: int) -> str:
+        sizes, rate = result.sizes[place], result.frame_rates[place]
+        parts = (
+            f"{videos} videos" * bool(videos),
+            " ".join(sizes) if len(sizes) < 4 else "many sizes",
+            f"{rate:.4g} fps" * bool(rate),
+        )
+        known = ", ".join(filter(None, parts))
+        return f"{name} ({known})" if known else name
+
     return {
         "of it, means": f"{result.mean_term:.4g}",
         "of it, covariances": f"{result.covariance_term:.4g}",
-        "real": f"{result.real} ({result.real_videos} videos, {sizes[0]}{rates[0]})",
-        "fake": f"{result.fake} ({result.fake_videos} videos, {sizes[1]}{rates[1]})",
+        "real": side(result.real, result.real_videos, 0),
+        "fake": side(result.fake, result.fake_videos, 1),
         "frames": str(result.frames),
         "skipped": result.skipped,
         "signature": result.signature,

@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -26,12 +29,14 @@ from tatscli.app import evaluate as module
 from tatscli.app import fvd_sides, sample
 from tatscli.app.encode import encode
 from tatscli.app.evaluate import evaluate_fvd
+from tatscli.app.reporting import Silent
 from tatscli.app.self_test import self_test
-from tatscli.app.signature import compare_results
+from tatscli.app.signature import compare_results, signature_of
 from tatscli.app.train import train_gpt, train_vqgan
 from tatscli.config.evaluate import FVDConfig, ProtocolConfig
 from tatscli.core.data.video import write_video
-from tatscli.core.metrics.protocol import PROTOCOLS
+from tatscli.core.metrics.feature_file import FeatureSet
+from tatscli.core.metrics.protocol import PROTOCOLS, Placing, Protocol
 from tatscli.core.models.i3d import random_weights
 from tatscli.errors import CheckpointError, ConfigError, DataError
 
@@ -73,9 +78,24 @@ def test_from_videos_to_a_distance(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cheap")
+def test_sampling_gives_the_number_of_the_command(
+    data: Path, unconditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample.weights, "locate", lambda _: None)
+    config = long_config(unconditional, tmp_path / "s", sample={"samples": 2, "lossless": True},
+                         window={"length": 16, "frames": 12},
+                         real={"compute_fvd": True, "data": data, "dataset": "shapes"})  # fmt: skip
+    made = sample.long(config)
+    assert made.fvd is not None and made.fvd.value > 0
+    found = evaluate_fvd(data, made.folder, options(features="i3d", frames=12))
+    assert (made.fvd.value, made.fvd.signature) == (found.value, found.signature)
+    assert (made.fvd.measure, made.fvd.real) == ("fvd", "shapes")
+
+
+@pytest.mark.usefixtures("cheap")
 def test_a_folder_is_at_no_distance_from_itself(data: Path) -> None:
     result = evaluate_fvd(data, data, options())
-    assert result.value == pytest.approx(0, abs=1e-6)
+    assert result.value == pytest.approx(0, abs=1e-9)
     assert result.real_videos == result.fake_videos == 6
 
 
@@ -136,10 +156,14 @@ def test_mixed_sizes_name_two_files_and_the_option(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         evaluate_fvd(real, fake, options(resolution=0))
     message = caught.value.message
-    assert "16x16" in message
-    assert "24x24" in message
+    assert f"of {real} is 16x16" in message
+    assert f"of {fake} is 24x24" in message
     assert message.count(".mkv") == 2
     assert "--resolution" in caught.value.hint
+    # A file of features has the size of its videos.
+    module.write_features(real, tmp_path / "real.npz", options(resolution=0))
+    with pytest.raises(DataError, match=r"real\.npz is of 16x16, v\d\.mkv of .* is 24x24"):
+        evaluate_fvd(tmp_path / "real.npz", fake, options(resolution=0))
     assert evaluate_fvd(real, fake, options()).resolution == 8
     assert evaluate_fvd(real, real, options(resolution=0)).value == pytest.approx(0, abs=1e-6)
 
@@ -178,10 +202,33 @@ def test_too_many_that_cannot_be_decoded_are_an_error(tmp_path: Path, workers: i
 
 
 @pytest.mark.usefixtures("cheap")
+def test_as_many_of_each_holds_although_one_turns_out_unreadable(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 4), write(tmp_path / "fake", 4, seed=1)
+    (real / "v1.mkv").write_bytes(broken(real / "v1.mkv", tmp_path / "scratch.mp4"))
+    found = evaluate_fvd(real, fake, options(frames=12, match_n=True))
+    assert (found.real_videos, found.fake_videos, len(found.skipped)) == (3, 3, 1)
+    assert not any("--match-n" in text for text in found.warnings)
+
+
+@pytest.mark.usefixtures("cheap")
 def test_one_video_is_too_few(tmp_path: Path) -> None:
     one, two = write(tmp_path / "one", 1), write(tmp_path / "two", 2)
+    notes = Notes()
     with pytest.raises(DataError, match="at least 2 videos on each side, got 1 and 2"):
-        evaluate_fvd(one, two, options())
+        evaluate_fvd(one, two, options(), notes)
+    assert "features" not in notes.tasks  # it is said before the work, not after it
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_list_names_the_videos_of_a_side(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 6), write(tmp_path / "fake", 5, seed=1)
+    some = tmp_path / "real.txt"
+    some.write_text("\n".join(f"real/{name}.mkv" for name in ("v4", "v3", "v1", "v0", "v2")))
+    found = evaluate_fvd(some, fake, options(frames=12))
+    assert (found.real_videos, found.fake_videos) == (5, 5)
+    (real / "v5.mkv").unlink()
+    whole = evaluate_fvd(real, fake, options(frames=12))
+    assert (found.value, found.standard_error) == (whole.value, whole.standard_error)
 
 
 @pytest.mark.usefixtures("cheap")
@@ -246,17 +293,35 @@ def moving(count: int, seed: int, frames: int = 9, side: int = 16) -> np.ndarray
     return rng.integers(0, 256, (count, frames, side, side, 3), np.uint8)
 
 
+def lossless_mp4(file: Path, frames: np.ndarray) -> None:
+    """H.264 without losses and without a way over YUV."""
+    file.parent.mkdir(exist_ok=True)
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream("libx264rgb", rate=8, options={"crf": "0"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "rgb24"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode(None))
+
+
 @pytest.mark.usefixtures("cheap")
 def test_the_same_pixels_in_any_kind_of_file_give_the_same_number(tmp_path: Path) -> None:
+    # More than ten, so that a file of them and a folder have to agree on what comes after 1.
     real, fake = write(tmp_path / "real", 12, frames=9, seed=5), moving(12, 6)
     for number, video in enumerate(fake):
-        write_video(tmp_path / "mkv" / f"v{number}.mkv", video, 8, lossless=True)
+        # With its suffix, it would come before v0.
+        name = "v0-b" if number == 1 else f"v{number}"
+        write_video(tmp_path / "mkv" / f"{name}.mkv", video, 8, lossless=True)
         for at, frame in enumerate(video):
-            file = tmp_path / "png" / f"v{number}" / f"frame{at}.png"
+            file = tmp_path / "png" / name / f"frame{at}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(frame).save(file)
+        lossless_mp4(tmp_path / "mp4" / f"{name}.mp4", video)
     np.save(tmp_path / "v.npy", fake)
-    kinds = [tmp_path / "mkv", tmp_path / "png", tmp_path / "v.npy"]
+    np.savez(tmp_path / "v.npz", videos=(fake / 255).astype(np.float32))
+    torch.save(torch.from_numpy(fake / 127.5 - 1).permute(0, 4, 1, 2, 3), tmp_path / "v.pt")
+    kinds = [tmp_path / name for name in ("mkv", "mp4", "png", "v.npy", "v.npz", "v.pt")]
     found = [evaluate_fvd(real, kind, options()) for kind in kinds]
     assert len({(one.value, one.kernel, one.standard_error) for one in found}) == 1
     assert found[0].value > 0
@@ -327,10 +392,30 @@ def test_features_are_computed_once_and_again_when_anything_changed(
     assert computed(cache_by_mtime=True) == 1
     write_video(fake / "v2.mkv", moving(1, 77, 12)[0], 8, lossless=True)
     assert computed() == 1
+    with monkeypatch.context() as other:
+        other.setattr(av, "__version__", "another")
+        assert computed() == 2
     for file in (tmp_path / "cache" / "features").iterdir():
         file.write_bytes(file.read_bytes()[:100])
     assert computed() == 2
     assert computed() == 0
+
+
+def test_two_that_write_the_same_features_leave_whole_files(tmp_path: Path) -> None:
+    features = FeatureSet(torch.zeros(500, 400), ("a",) * 500, ("b",) * 500, {}, {})
+    file, seen = tmp_path / "f.npz", []
+    features.write(file)
+
+    def again() -> None:
+        for _ in range(20):
+            features.write(file)
+            seen.append(FeatureSet.read(file).content)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(again) for _ in range(2)]:
+            done.result()
+    assert seen == [features.content] * 40
+    assert [*tmp_path.iterdir()] == [file]
 
 
 def test_what_was_left_out_is_named_from_the_cache_too(
@@ -396,8 +481,21 @@ def test_features_in_a_file_stand_for_their_videos(tmp_path: Path) -> None:
         ]
         assert chosen[0].real_videos == choice.get("limit", 5)
         assert (chosen[1].value, chosen[1].signature) == (chosen[0].value, chosen[0].signature)
+    both = evaluate_fvd(
+        tmp_path / "real.npz", tmp_path / "real.npz", options(limit=3, match_n=True)
+    )
+    assert (both.real_videos, both.fake_videos) == (3, 3)
     with pytest.raises(DataError, match="resolution 8, asked for 16"):
         evaluate_fvd(tmp_path / "real.npz", fake, options(resolution=16))
+    for choice, part in (
+        ({"eps": 1e-5}, "eps 0.001, asked for 1e-05"),
+        ({"resize": "half-pixel"}, "resize tf1, asked for half-pixel"),
+        ({"fit": "crop"}, "fit squash, asked for crop"),
+        ({"real_clip": "center"}, "clip random, asked for center"),
+    ):
+        config = options().model_copy(update={"definition": ProtocolConfig.model_validate(choice)})
+        with pytest.raises(DataError, match=part):
+            evaluate_fvd(tmp_path / "real.npz", fake, config)
     with pytest.raises(DataError, match="frames 9, asked for 10"):
         evaluate_fvd(tmp_path / "real.npz", fake, options(frames=10))
     (tmp_path / "bad.npz").write_bytes((tmp_path / "real.npz").read_bytes()[:200])
@@ -413,6 +511,19 @@ def test_a_mean_and_covariance_give_the_plain_value(tmp_path: Path) -> None:
     direct, found = (evaluate_fvd(side, fake, options()) for side in (real, tmp_path / "old.npz"))
     assert found.value == pytest.approx(direct.value, rel=1e-9)
     assert found.standard_error is found.kernel is None
+    assert (found.real_videos, found.real_clips, found.sizes[0]) == (6, 0, {})
+    assert "|n:6/5|" in found.signature
+    assert any("not an FVD" in text for text in found.warnings)
+    # Nothing is made up where the file does not say, and nothing that it holds is a traceback.
+    np.savez(tmp_path / "old.npz", mu=features.mean(0), sigma=features.T.cov())
+    (fake / "bad.mkv").write_bytes(b"no video")
+    unknown = evaluate_fvd(tmp_path / "old.npz", fake, options())
+    assert (unknown.value, unknown.real_videos, len(unknown.skipped)) == (found.value, 0, 1)
+    assert "|n:unknown/5|" in unknown.signature
+    for sigma, says in ((np.full((400, 400), np.nan), "not finite"), (np.array(["a"]), "damaged")):
+        np.savez(tmp_path / "old.npz", mu=np.zeros(400), sigma=sigma)
+        with pytest.raises(DataError, match=says):
+            evaluate_fvd(tmp_path / "old.npz", fake, options())
     np.savez(tmp_path / "old.npz", mu=np.zeros(1024), sigma=np.eye(1024))
     with pytest.raises(DataError, match="mean of 1024 figures, I3D gives 400"):
         evaluate_fvd(tmp_path / "old.npz", fake, options())
@@ -441,6 +552,11 @@ def test_what_speaks_against_a_number_is_said(tmp_path: Path) -> None:
         assert part in text
     assert "--match-n" not in said(match_n=True)
     assert "not independent" in said(clips_per_video=2)
+    assert "--limit" not in text
+    assert "fewer videos than --limit 9" in said(limit=9)
+    # Samples that are stored twice, as some tools do, are not twice as many.
+    write_video(fake / "v2.mp4", moving(1, 9, 12)[0], 8)
+    assert "1 samples have the name of another, but for the suffix" in said()
 
 
 @pytest.mark.usefixtures("cheap")
@@ -458,6 +574,48 @@ def test_videos_are_chosen_by_split_pattern_and_number(data: Path, tmp_path: Pat
         for n in (2, 4)
     )
     assert len(few) == 2 and few < more
+
+
+def counting(folder: Path, count: int, frames: int) -> Path:
+    """Videos whose frames show their own numbers."""
+    ramp = np.arange(frames, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    for number in range(count):
+        video = np.broadcast_to(ramp, (frames, 8, 8, 3))
+        write_video(folder / f"v{number}.mkv", np.ascontiguousarray(video), 8, lossless=True)
+    return folder
+
+
+def starts(folder: Path, placing: Placing, **changes: Any) -> dict[str, list[int]]:
+    """The first frame of each clip of each video."""
+    settings = options(**changes).fvd
+    side = fvd_sides.Side(folder, True, settings, [placing], settings.stride, 0.0, Silent())
+    found = {}
+    for place in range(len(side)):
+        clips = side.read(place)
+        assert isinstance(clips, dict)
+        found[side.name(place)] = [int(clip[0, 0, 0, 0]) for clip in clips[placing]]
+        for clip in clips[placing]:
+            assert np.diff(clip[:, 0, 0, 0]).tolist() == [settings.stride] * (settings.frames - 1)
+    return found
+
+
+def test_clips_start_where_the_rule_says(tmp_path: Path) -> None:
+    folder = counting(tmp_path / "a", 40, 18)  # clips of 9 start at frames 0 to 9
+    assert set(map(tuple, starts(folder, "start").values())) == {(0,)}
+    assert set(map(tuple, starts(folder, "center").values())) == {(4,)}
+    assert set(map(tuple, starts(folder, "uniform", clips_per_video=3).values())) == {(1, 4, 7)}
+    by_chance = starts(folder, "random")
+    # All starts, the last one too, as often as chance has it.
+    assert {start for each in by_chance.values() for start in each} == set(range(10))
+    key = blake2b(b"0\0start\0v7", digest_size=8).digest()
+    assert by_chance["v7"] == [int.from_bytes(key, "big") * 10 // 2**64]
+    assert starts(folder, "random", seed=1) != by_chance
+    more = starts(folder, "random", clips_per_video=2)
+    assert {name: each[:1] for name, each in more.items()} == by_chance
+    # Neither other videos nor another folder move a clip.
+    few = counting(tmp_path / "b", 5, 18)
+    assert starts(few, "random").items() <= by_chance.items()
+    assert set(map(tuple, starts(folder, "random", stride=2).values())) == {(0,), (1,)}
 
 
 @pytest.mark.usefixtures("cheap")
@@ -494,6 +652,11 @@ def test_results_compare_only_under_one_signature(tmp_path: Path) -> None:
         ({"frames": 10}, "frames 9 and 10"),
         ({"limit": 5}, "n 6/6 and 5/5"),
         ({"seed": 3}, "seed 0 and 3"),
+        ({"resolution": 16}, "resolution 8 and 16"),
+        ({"frame_rate": 7.9}, r"fps own and 7\.9"),
+        ({"clips_per_video": 2}, "per-video 1 and 2"),
+        ({"short": "pad"}, "short skip and pad"),
+        ({"features": "i3d"}, "net random-cheap and i3d-cheap"),
     ):
         with pytest.raises(DataError, match=part):
             compare_results(first, judged(tmp_path, "c.json", **changes))
@@ -503,6 +666,30 @@ def test_results_compare_only_under_one_signature(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text("{}")
     with pytest.raises(DataError, match=r"e\.json holds no result"):
         compare_results(first, tmp_path / "e.json")
+
+
+def test_every_choice_is_in_the_signature() -> None:
+    recipe = dict.fromkeys(
+        ("network", "frames", "stride", "frame_rate", "clips_per_video", "short", "seed",
+         "precision"), 1,
+    )  # fmt: skip
+    about = {"sizes": {"8x8": 2}}
+
+    def signature(protocol: Protocol = PROTOCOLS["fvd"], counts: tuple[int, int] = (2, 2),
+                  content: str = "c", size: str = "8x8", **changes: Any) -> str:  # fmt: skip
+        recipes = [recipe, recipe | changes]
+        return signature_of(protocol, recipes, [about, {"sizes": {size: 2}}], counts, content)
+
+    plain = signature()
+    changed = [
+        *(signature(replace(PROTOCOLS["fvd"], **{field.name: "x" if field.name != "eps" else 7.0}))
+          for field in fields(Protocol)),
+        *(signature(**{name: 2}) for name in recipe),
+        signature(counts=(2, 3)), signature(counts=(3, 2)), signature(content="d"),
+        signature(size="9x9"),
+    ]  # fmt: skip
+    assert len({plain, *changed}) == len(changed) + 1
+    assert all(len(set(plain.split("|")) - set(one.split("|"))) == 1 for one in changed)
 
 
 def test_the_self_test_knows_a_network_that_is_another(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "test": "val"
 """Folders right below a dataset that are its splits."""
 
 SOURCES = (
-    "--data takes a folder of videos or of folders of frames, a manifest (.csv, .tsv, .jsonl), "
-    "an HDF5 file (.h5, .hdf5) or an array of videos (.npy, .npz, .pt)"
+    "give a folder of videos or of folders of frames, a manifest (.csv, .tsv, .jsonl), a list of "
+    "paths (.txt), an HDF5 file (.h5, .hdf5) or an array of videos (.npy, .npz, .pt)"
 )
 """What a dataset can be, for hints."""
 
@@ -161,8 +161,8 @@ def build_index(
     arrays, see `arrays`.
 
     Args:
-        root: The dataset: a folder, a manifest (.csv, .tsv, .jsonl), an HDF5 file (.h5, .hdf5) or
-            an array (.npy, .npz, .pt).
+        root: The dataset: a folder, a manifest (.csv, .tsv, .jsonl), a list of paths (.txt), an
+            HDF5 file (.h5, .hdf5) or an array (.npy, .npz, .pt).
         strict: Whether a video that cannot be read is an error rather than left out.
         progress: Called with the videos read and their total; not called for a cached index.
 

@@ -1,7 +1,8 @@
-"""Manifests: tables that name the videos of a dataset, as CSV, TSV or JSONL.
+"""Manifests: tables that name the videos of a dataset, as CSV, TSV or JSONL, and plain lists.
 
 Columns are path (below the manifest's folder, or absolute), split, start and end in seconds, label
 and caption; all but path may be missing or empty. Rows that differ in their captions only are one.
+A list is text with one path a line.
 """
 
 import csv
@@ -18,7 +19,7 @@ from tatscli.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
+MANIFEST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".txt"})
 COLUMNS = ("path", "split", "start", "end", "label", "caption")
 
 RowSplit = Literal["", "train", "val", "test"]
@@ -75,6 +76,9 @@ def read_rows(file: Path) -> list[ManifestRow]:
         ) from error
     if file.suffix.lower() == ".jsonl":
         records = _json_records(file, text)
+    elif file.suffix.lower() == ".txt":
+        lines = enumerate(map(str.strip, text.split("\n")), 1)
+        records = ((number, {"path": path}) for number, path in lines if path)
     else:
         records = _table_records(file, text, "\t" if file.suffix.lower() == ".tsv" else ",")
     unknown: dict[str, None] = {}

@@ -120,19 +120,27 @@ def stored_kind(file: Path) -> str:
     return "moments" if {"mu", "sigma"} <= names else ""
 
 
-def read_moments(file: Path) -> Gaussian:
-    """Reads `mu` (D,), `sigma` (D, D) and, where it is there, the number `n` of videos.
+def read_moments(file: Path) -> tuple[Gaussian, int]:
+    """Reads `mu` (D,) and `sigma` (D, D).
+
+    Returns:
+        What they make, and the number `n` of videos; 0 where the file does not say.
 
     Raises:
         DataError: It is damaged, or no such file.
     """
     stored = _arrays(file, ("mu", "sigma"), "mu and sigma")
-    mean, covariance = (torch.from_numpy(stored[name]).double() for name in ("mu", "sigma"))
+    try:
+        mean, covariance = (torch.from_numpy(stored[name]).double() for name in ("mu", "sigma"))
+        count = int(stored.get("n", 0))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file} is damaged: {error}") from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{file}: mu {(*mean.shape,)} and sigma {(*covariance.shape,)} do not fit")
-    count = int(stored["n"]) if "n" in stored else 2
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise DataError(f"{file}: mu and sigma are not finite")
     # The covariance is taken as it is, whatever it was divided by.
-    return Gaussian(count, mean, covariance * (count - 1))
+    return Gaussian(2, mean, covariance), count
 
 
 def _arrays(file: Path, needed: tuple[str, ...], what: str) -> dict[str, npt.NDArray[Any]]:

@@ -169,6 +169,18 @@ def own_kernel_sum(x: Tensor) -> float:
     return float((x.square().sum(1) / x.shape[1] + 1).pow(3).sum())
 
 
+def require_two(n: int, m: int) -> None:
+    """Checks that both sets have a covariance.
+
+    Raises:
+        DataError: One of them has less than 2 videos.
+    """
+    if min(n, m) < 2:
+        raise DataError(
+            f"a distance needs at least 2 videos on each side, got {n} and {m}", "give more videos"
+        )
+
+
 def checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Two sets that have a distance, in float64.
 
@@ -177,11 +189,7 @@ def checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"(N, D) and (M, D) expected, got {(*x.shape,)} and {(*y.shape,)}")
-    if min(len(x), len(y)) < 2:
-        raise DataError(
-            f"a distance needs at least 2 videos on each side, got {len(x)} and {len(y)}",
-            "give more videos",
-        )
+    require_two(len(x), len(y))
     for features in (x, y):
         broken = int((~features.isfinite().all(1)).sum())
         if broken:

@@ -20,6 +20,13 @@ def test_a_path_is_all_that_a_row_needs(tmp_path: Path) -> None:
     ]
 
 
+def test_a_list_has_a_path_a_line(tmp_path: Path) -> None:
+    rows = read_rows(table(tmp_path, "\ufeffa, b.mp4\r\n\r\n  c//d \n", "m.txt"))
+    assert rows == [ManifestRow(1, "a, b.mp4", ""), ManifestRow(3, "c/d", "")]
+    with pytest.raises(DataError, match="names no videos"):
+        read_rows(table(tmp_path, "\n \n", "m.txt"))
+
+
 @pytest.mark.parametrize("name", ["m.csv", "m.tsv", "m.JSONL"])
 def test_all_formats_say_the_same(tmp_path: Path, name: str) -> None:
     records = [

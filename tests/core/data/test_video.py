@@ -66,6 +66,16 @@ def test_uneven_times_are_exact_and_need_not_start_at_zero(tmp_path: Path) -> No
     assert info.rate == pytest.approx(39 / (info.times[-1] - info.times[0]))
 
 
+def test_a_gif_has_the_frames_that_were_put_into_it(tmp_path: Path) -> None:
+    # Delays are in 1/100 s: at a constant rate that fits them, 16 frames would become 128.
+    first, *others = map(Image.fromarray, stamped(16))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=330)
+    info = probe(tmp_path / "a.gif")
+    assert (len(info.times), info.is_steady, info.is_lossless) == (16, True, False)
+    assert info.rate == pytest.approx(1 / 0.33)
+    assert numbers(read_frames(tmp_path / "a.gif", info, range(16))) == list(range(16))
+
+
 def test_hidden_frames_of_vp8_are_not_counted(tmp_path: Path) -> None:
     source = encode(tmp_path / "a.webm", stamped(20), codec="libvpx")
     with av.open(str(source)) as container, av.open(str(tmp_path / "b.webm"), "w") as copy:

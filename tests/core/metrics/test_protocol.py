@@ -1,5 +1,6 @@
 """Named definitions, and what changing one of their choices makes of them."""
 
+from dataclasses import astuple
 from typing import get_args
 
 import numpy as np
@@ -22,10 +23,16 @@ def test_the_options_offer_every_protocol() -> None:
     assert get_args(PlacingOption) == get_args(Placing)
 
 
-def test_protocols_differ_from_each_other() -> None:
-    from dataclasses import replace
-
-    assert len({replace(protocol, name="") for protocol in PROTOCOLS.values()}) == len(PROTOCOLS)
+def test_protocols_are_what_the_tools_do() -> None:
+    # Columns: eps, resize, fit, divisor, where clips of real videos and of samples start, size.
+    assert {name: astuple(protocol)[1:] for name, protocol in PROTOCOLS.items()} == {
+        "fvd": (1e-3, "tf1", "squash", "n-1", "random", "random", 0),
+        "tats": (1e-5, "half-pixel", "squash", "n-1", "random", "start", 0),
+        "stylegan-v": (1e-3, "half-pixel", "squash", "n", "random", "start", 0),
+        "videogpt": (1e-5, "half-pixel", "crop", "n-1", "random", "start", 0),
+        "cd-fvd-i3d": (1e-5, "half-pixel", "crop", "n", "random", "random", 128),
+    }
+    assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
 
 
 def test_a_changed_choice_makes_a_protocol_custom() -> None:
@@ -53,7 +60,8 @@ def test_a_resolution_comes_first_and_is_antialiased() -> None:
     frames = torch.randint(0, 256, (1, 3, 60, 80), generator=torch.Generator().manual_seed(0))
     small = crop(frames.float(), 30)
     assert small.shape == (1, 3, 30, 30)
-    assert torch.equal(small, small.round())
+    wide = F.interpolate(frames.float(), (30, 40), mode="bilinear", antialias=True)
+    assert torch.equal(small, wide[..., 5:35].round())
     plain = F.interpolate(frames.float(), (30, 40), mode="bilinear")[..., 5:35]
     assert small.std() < 0.8 * plain.std()
     assert torch.equal(crop(frames[..., :60].float(), 60), frames[..., :60].float())
@@ -84,15 +92,19 @@ def degraded(kind: str, amount: float, clips: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("kind", "amounts"),
-    [("noise", (0, 0.03, 0.3)), ("blur", (0, 1, 3)), ("shuffle", (0, 1))],
+    ("kind", "amounts", "seed"),
+    [
+        ("noise", (0, 0.03, 0.3), 0),
+        ("blur", (0, 1, 3), 0),
+        ("shuffle", (0, 1), 1),
+    ],
 )
-def test_worse_videos_are_farther_away(kind: str, amounts: tuple[float, ...]) -> None:
+def test_worse_videos_are_farther_away(kind: str, amounts: tuple[float, ...], seed: int) -> None:
     t, y, x, n = np.meshgrid(*map(np.arange, (9, 64, 64, 6)), indexing="ij")
     wave = np.sin(0.3 * x + 0.5 * n + 0.6 * t) + np.cos(0.2 * y * (1 + n % 3) - 0.4 * t)
     grey = np.rint(127 + 60 * wave).astype(np.uint8).transpose(3, 0, 1, 2)
     clips = np.stack([grey, grey[:, :, ::-1], 255 - grey], axis=-1)
-    protocol, model = PROTOCOLS["fvd"], random_i3d(0, 1e-3)
+    protocol, model = PROTOCOLS["fvd"], random_i3d(seed, 1e-3)
     real, *others = (
         video_features(model, protocol, degraded(kind, amount, clips), 6, CPU) for amount in amounts
     )

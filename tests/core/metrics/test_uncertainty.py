@@ -85,6 +85,25 @@ def test_leaving_out_a_group_is_computing_without_it() -> None:
         assert kernels[k] == pytest.approx(kernel_distance(*left), rel=1e-9)
 
 
+def test_errors_and_bias_are_those_of_the_jackknife() -> None:
+    values = gaussian(12, 1, 1).double().ravel()
+    without = [float((values.sum() - value) / 11) for value in values]
+    # Of a mean, it is the textbook's.
+    expected = float(values.std()) / 12**0.5
+    assert uncertainty._jackknife_error(without) == pytest.approx(expected, rel=1e-9)
+    x, y = gaussian(60, 3, 1), gaussian(90, 3, 2, 1.5)
+    found = distances(x, y, seed=4)
+    split = [
+        uncertainty._without(uncertainty._divide(z.double(), torch.arange(len(z)), 10, seed))
+        for z, seed in ((x, 4), (y, 5))
+    ]
+    left = [frechet_terms(one, other).distance for one, other in zip(*split, strict=True)]
+    # A bias of c / N grows by c / 9N where a tenth is left out.
+    bias = 9 * (sum(left) / 10 - found.frechet)
+    assert found.debiased == pytest.approx(found.frechet - bias, rel=1e-9)
+    assert found.frechet_error == pytest.approx(uncertainty._jackknife_error(left), rel=1e-9)
+
+
 def test_debiased_values_and_error_bars_hold_what_they_promise() -> None:
     width, truth = 10, 10 * 0.5**2 + 10 * 0.1**2
     covered, near, debiased, measured = 0, 0, [], []
