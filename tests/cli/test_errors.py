@@ -237,7 +237,8 @@ def test_an_existing_run_folder_is_not_overwritten(train, tats, tmp_path):
     (tmp_path / "mine" / "checkpoints" / "last.ckpt").write_text("precious")
     outcome = train("shapes", "--out", "mine", "--max-steps", 1)
     assert "hint: continue that run with --resume mine, or choose another --out" in outcome.err
-    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    left = {file.name for file in (tmp_path / "mine").iterdir()}
+    assert left == {"notes.txt", "config.yaml", "checkpoints"}
     again = tats("data", "synth", "mine")
     assert_is_message(again, 1, "mine")
 
