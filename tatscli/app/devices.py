@@ -7,7 +7,7 @@ import torch
 
 from tatscli.app.launch import Launch, launched
 from tatscli.config.compute import DevicesConfig
-from tatscli.config.train import ComputeConfig
+from tatscli.config.train import ComputeConfig, GPTComputeConfig
 from tatscli.core.allocator import keep_freed_memory
 from tatscli.core.training.placement import Placement
 from tatscli.errors import DeviceError
@@ -80,7 +80,12 @@ def place(compute: DevicesConfig, *, every_gpu: bool = False) -> Placement:
 def place_training(compute: ComputeConfig) -> Placement:
     """Devices and precision of a training run; see ``place``."""
     placement = place(compute, every_gpu=True)
-    return replace(placement, precision=_precision(compute.precision, placement.accelerator))
+    asked = isinstance(compute, GPTComputeConfig) and compute.fsdp
+    return replace(
+        placement,
+        precision=_precision(compute.precision, placement.accelerator),
+        sharded=asked and placement.world > 1,
+    )
 
 
 def _must_agree(compute: DevicesConfig, launch: Launch, visible: int | None) -> None:
@@ -109,9 +114,11 @@ def placement_notes(compute: ComputeConfig, placement: Placement) -> list[str]:
     notes = []
     given = compute.model_fields_set
     # Where all are given, they are the resolved settings of another run.
-    typed = "sync_batchnorm" in given and given != set(ComputeConfig.model_fields)
+    typed = "sync_batchnorm" in given and given != set(type(compute).model_fields)
     if typed and compute.sync_batchnorm and not _several_gpus(placement):
         notes.append("--sync-batchnorm has no effect without several GPUs")
+    if isinstance(compute, GPTComputeConfig) and compute.fsdp and not placement.sharded:
+        notes.append("--fsdp has no effect on one device: there is nothing to share with")
     return notes + devices_notes(compute, placement)
 
 

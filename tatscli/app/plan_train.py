@@ -247,6 +247,11 @@ def _plan(
             f"one of {processes} processes was measured; what they wait for each other is "
             f"not counted{shared}"
         )
+    if processes > 1 and isinstance(run, GPTTrainConfig) and run.compute.fsdp:
+        reporter.note(
+            f"--fsdp was left out: with it a process takes 1/{processes} of the memory of the "
+            "GPT's weights, gradients and optimiser"
+        )
     loop, reached = run.train, phases(run)
     costs, effective = found.costs, loop.batch_size * loop.accumulate * processes
     costs = replace(costs, start=costs.start + program)

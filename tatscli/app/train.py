@@ -172,9 +172,10 @@ def _train(
     clips, loop = job.clips, job.config.train
     steps = epoch_steps(clips, loop, placement)
     parameters = sum(p.numel() for p in getattr(job.module, kind).parameters())
+    sharded = ", sharded" if placement.sharded else ""
     reporter.note(
         f"{kind} of {parameters / 1e6:.1f} M parameters on {placement.processes} x "
-        f"{placement.accelerator}, {clips.slots} training clips ({steps} steps an epoch), "
+        f"{placement.accelerator}{sharded}, {clips.slots} training clips ({steps} steps an epoch), "
         f"{len(clips.validation)} validation clips"  # type: ignore[arg-type]
     )
     doctor = Doctor(run, reporter)

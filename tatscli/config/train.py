@@ -163,6 +163,13 @@ class ComputeConfig(DevicesConfig):
         return value
 
 
+class GPTComputeConfig(ComputeConfig):
+    """Machine."""
+
+    fsdp: bool = False
+    """Shard weights, gradients and optimiser over the devices, for models too large for one."""
+
+
 def _given(values: Mapping[str, Any], section: str) -> dict[str, Any]:
     """What a section is given before it is checked."""
     held = values.get(section)
@@ -245,7 +252,7 @@ class GPTTrainConfig(Config):
     loss: GPTLossConfig = Field(default_factory=GPTLossConfig)
     optim: GPTOptimConfig = Field(default_factory=GPTOptimConfig)
     train: GPTLoopConfig = Field(default_factory=GPTLoopConfig)
-    compute: ComputeConfig = Field(default_factory=ComputeConfig)
+    compute: GPTComputeConfig = Field(default_factory=GPTComputeConfig)
 
     @property
     def folder(self) -> Path:

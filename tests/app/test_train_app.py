@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from tatscli.app.train import train_gpt, train_vqgan
 from tatscli.app.training_data import gpt_material
 from tatscli.config.encode import DecodeConfig
 from tatscli.config.files import read_layer, resolve
-from tatscli.config.train import ComputeConfig, GPTTrainConfig, VQGANTrainConfig
+from tatscli.config.train import (
+    ComputeConfig,
+    GPTComputeConfig,
+    GPTTrainConfig,
+    VQGANTrainConfig,
+)
 from tatscli.core.checkpoint import find_checkpoint, read_gpt, read_vqgan
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.training.placement import Placement
@@ -537,6 +543,10 @@ def test_options_without_effect_where_a_run_is_are_noted() -> None:
     [note] = placement_notes(ComputeConfig(devices=3), on("cuda"))
     assert "--devices 3" in note and "cuda" in note
     assert placement_notes(ComputeConfig(devices=3), on("cpu", 3)) == []
+    [note] = placement_notes(GPTComputeConfig(fsdp=True), on("cuda"))
+    assert "--fsdp has no effect" in note
+    shared = replace(on("cuda", 2), sharded=True)
+    assert placement_notes(GPTComputeConfig(fsdp=True), shared) == []
 
 
 def test_batch_statistics_that_processes_do_not_share_are_noted() -> None:

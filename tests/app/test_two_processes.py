@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_app import gpt_config, vqgan_config
 
+from tatscli.app.sample import sample_short
 from tatscli.app.train import train_gpt, train_vqgan
 from tatscli.config.files import dump
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
@@ -80,6 +81,72 @@ def test_the_gpt(tokens: Path, tmp_path: Path) -> None:
     assert_same_model(together, single)
     assert values(together, "val/loss") == pytest.approx(values(single, "val/loss"), rel=1e-4)
     assert len(values(together, "train/learning_rate")) == 3
+
+
+@pytest.fixture(scope="module")
+def sharded(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GPTTrainConfig]:
+    """A run whose GPT two processes share, and its settings for one that has twice the batch."""
+    folder = tmp_path_factory.mktemp("sharded")
+    # The second process has no validation clip, and must compute as often as the first.
+    train = {"max_steps": 4, "batch_size": 4, "val_clips": 1}
+    model = {"condition": "label+text", "condition_dropout": 0.5}
+    config = gpt_config(tokens, folder / "run", train=train, model=model)
+    done = in_two_processes("gpt", config, folder / "c.yaml", "--fsdp")
+    assert done.returncode == 0, done.stderr
+    return folder / "run", config
+
+
+def earlier(run: Path, folder: Path) -> Path:
+    """The run as it was at the checkpoint before its last."""
+    (folder / "checkpoints").mkdir(parents=True)
+    for file in ("config.yaml", "metrics.csv"):
+        (folder / file).write_bytes((run / file).read_bytes())
+    before = run / "checkpoints" / "previous.ckpt"
+    assert torch.load(before, weights_only=True)["global_step"] == 2
+    (folder / "checkpoints" / "last.ckpt").write_bytes(before.read_bytes())
+    return folder
+
+
+def moved(config: GPTTrainConfig, out: Path) -> GPTTrainConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"out": out})})
+
+
+def test_a_gpt_that_they_share(sharded: tuple[Path, GPTTrainConfig], tmp_path: Path) -> None:
+    run, config = sharded
+    single = train_gpt(moved(config, tmp_path / "single")).run
+    assert_same_model(run, single)
+    assert state(run).keys() == state(single).keys()
+    assert values(run, "val/loss") == pytest.approx(values(single, "val/loss"), rel=1e-4)
+    drawn = [sorted(file.name for file in (each / "samples").iterdir()) for each in (run, single)]
+    assert drawn[0] == drawn[1] and drawn[0]
+
+
+def test_what_they_shared_samples_by_itself(sharded: tuple[Path, GPTTrainConfig]) -> None:
+    assert len(sample_short(sharded[0], samples=2, device="cpu")) == 2
+
+
+def test_a_gpt_that_they_share_goes_on_exactly_where_it_stopped(
+    sharded: tuple[Path, GPTTrainConfig], tmp_path: Path
+) -> None:
+    run, config = sharded
+    again = earlier(run, tmp_path / "again")
+    done = in_two_processes(
+        "gpt", moved(config, again), tmp_path / "c.yaml", "--fsdp", "--resume", str(again)
+    )
+    assert done.returncode == 0, done.stderr
+    mine, theirs = state(again), state(run)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert all(map(torch.equal, momentum(again), momentum(run)))
+    assert (again / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
+
+
+def test_one_process_goes_on_with_what_two_shared(
+    sharded: tuple[Path, GPTTrainConfig], tmp_path: Path
+) -> None:
+    run, config = sharded
+    alone = earlier(run, tmp_path / "alone")
+    train_gpt(moved(config, alone), resume=alone)
+    assert_same_model(alone, run)
 
 
 def test_the_vqgan_without_batch_statistics(data: Path, tmp_path: Path) -> None:

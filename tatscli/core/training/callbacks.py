@@ -20,11 +20,13 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from tatscli.config.train import LoopConfig
 from tatscli.core.checkpoint import save_atomically
 from tatscli.core.files import link_atomically, unwritable, written_whole
 from tatscli.core.ranks import gathered
+from tatscli.core.training.sharding import whole
 from tatscli.errors import RunError
 
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -219,7 +221,8 @@ class StoppedError(Exception):
 class SameWeights(Callback):
     """Stops a run whose ranks have drifted apart, rather than save the weights of one of them.
 
-    Statistics of batch norm are each rank's own, where they are not shared.
+    Statistics of batch norm are each rank's own, where they are not shared, as are its parts of
+    weights that are sharded.
     """
 
     def on_save_checkpoint(
@@ -233,8 +236,12 @@ class SameWeights(Callback):
         if trainer.world_size == 1:
             return
         state = pl_module.state_dict()
-        names = [name for name, value in state.items() if value.is_floating_point()]
-        names = [name for name in names if ".running_" not in name]
+        names = [
+            name
+            for name, value in state.items()
+            if value.is_floating_point() and ".running_" not in name
+            if not isinstance(value, DTensor)
+        ]
         of_all = pl_module.all_gather(torch.stack([state[n].double().sum() for n in names]))
         assert isinstance(of_all, Tensor)
         differ = (of_all != of_all[0]).any(dim=0)
@@ -257,15 +264,14 @@ class GracefulStop(Callback):
 
     Args:
         checkpoints: Saves.
-        shared_batches: Batches of a validation that every rank has.
 
     Attributes:
         signal: Number of the signal that stopped the run, 0 if none did.
     """
 
-    def __init__(self, checkpoints: Checkpoints, shared_batches: int) -> None:
+    def __init__(self, checkpoints: Checkpoints) -> None:
         self.signal = 0
-        self._checkpoints, self._shared_batches = checkpoints, shared_batches
+        self._checkpoints = checkpoints
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
         self._is_saved = False
@@ -292,21 +298,13 @@ class GracefulStop(Callback):
         if self._is_saved:
             raise StoppedError
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save and leave if any rank was told to.
 
         Raises:
             StoppedError: One was.
         """
-        if batch_idx < self._shared_batches and self._is_told(trainer):
+        if self._is_told(trainer):
             self._checkpoints.save(trainer)
             raise StoppedError
 
@@ -401,12 +399,16 @@ class Pictures(Callback):
     def __init__(self, draw: Callable[[LightningModule, int], None], every: int) -> None:
         self._draw, self._every = draw, every
 
-    @rank_zero_only
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Draw, leaving the random state of training untouched."""
         step = trainer.global_step
         if step % self._every and step != trainer.max_steps:
             return
+        with whole(pl_module):  # which takes all ranks, where they share it
+            if trainer.is_global_zero:
+                self._picture(pl_module, step)
+
+    def _picture(self, pl_module: LightningModule, step: int) -> None:
         state = _random_state()
         pl_module.eval()
         with torch.no_grad():

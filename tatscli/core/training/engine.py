@@ -23,7 +23,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from tatscli.config.compute import Precision
 from tatscli.config.train import ComputeConfig, LoopConfig
@@ -47,6 +47,7 @@ from tatscli.core.training.callbacks import (
 )
 from tatscli.core.training.measure import less_memory
 from tatscli.core.training.placement import Placement, choose_workers
+from tatscli.core.training.sharding import ShardedStrategy
 from tatscli.core.training.stage import Stage
 from tatscli.errors import NotFiniteError
 
@@ -100,7 +101,13 @@ class _RunSampler(ConsumedBatchSampler):
 
 
 class ClipData(lightning.LightningDataModule):
-    """Loaders of a run; built after the step to continue from is known."""
+    """Loaders of a run; built after the step to continue from is known.
+
+    Attributes:
+        own_batches: Validation batches that count, of those of this rank.
+    """
+
+    own_batches: int
 
     def __init__(self, clips: Clips, loop: LoopConfig, placement: Placement, workers: int) -> None:
         super().__init__()
@@ -125,15 +132,21 @@ class ClipData(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """This rank's share of the validation clips."""
+        """This rank's share of the validation clips, in as many batches as the first rank has.
+
+        Where its own are fewer, one that is not counted follows: ranks that share a model, or the
+        answer to a signal, would wait for each other for ever.
+        """
         assert self.trainer is not None
-        held = self._clips.validation
-        rank, count = self.trainer.global_rank, len(held)  # type: ignore[arg-type]
-        # A rank with nothing to validate would leave the others waiting for its figures.
-        share = range(rank, count, self.trainer.world_size) or [rank % count]
+        count, world = len(self._clips.validation), self.trainer.world_size  # type: ignore[arg-type]
+        own, first = (
+            list(BatchSampler(range(rank, count, world), self._loop.batch_size, drop_last=False))
+            for rank in (self.trainer.global_rank, 0)
+        )
+        self.own_batches = len(own)
         return DataLoader(
-            Sheltered(Subset(held, list(share))),
-            batch_size=self._loop.batch_size,
+            Sheltered(self._clips.validation),
+            batch_sampler=[*own, *first[len(own) :]],
             **self._reading(min(self._workers, 2)),
         )
 
@@ -194,8 +207,7 @@ def fit(
     with explained(less):
         least_seconds = _least_seconds(module, placement) or 0.0
     checkpoints = Checkpoints(folder / "checkpoints", loop, monitor)
-    held = len(clips.validation)  # type: ignore[arg-type]
-    stop = GracefulStop(checkpoints, held // placement.world // loop.batch_size)
+    stop = GracefulStop(checkpoints)
     waiting = WaitingTime()
     metrics = MetricsFile(folder / "metrics.csv")
     # Apart, since they differ between two runs that are the same.
@@ -289,12 +301,15 @@ def strategy(
     """How the processes work together."""
     if placement.world == 1:
         return "auto"
+    backend = "nccl" if placement.accelerator == "cuda" else "gloo"
+    if placement.sharded:
+        return ShardedStrategy(placement.world, backend, timeout)
     return DDPStrategy(
         # Of several optimisers, each one's backward reaches its own networks only.
         find_unused_parameters=has_several_optimizers,
         # All ranks compute the same codebook from summed statistics; sending it would hide a fault.
         broadcast_buffers=False,
-        process_group_backend="nccl" if placement.accelerator == "cuda" else "gloo",
+        process_group_backend=backend,
         timeout=timeout,
     )
 
@@ -314,5 +329,7 @@ def quieten() -> None:
         ".*in eval mode at the start of training.*",
         ".*`broadcast_buffers` is deprecated.*",
         ".*Grad strides do not match bucket view strides.*",
+        ".*returned a view tensor. An in-place op on this view.*",
+        ".*all_gather is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=text)

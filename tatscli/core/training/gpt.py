@@ -17,6 +17,7 @@ from tatscli.core.data.tokens import TokenClip
 from tatscli.core.limits import gpt_training_operations
 from tatscli.core.models.gpt import GPT, condition_ids, decay_groups, drop_parts
 from tatscli.core.training.losses import draw_dropped, token_loss
+from tatscli.core.training.sharding import DATA_PARALLEL, shard
 from tatscli.core.training.stage import Stage
 
 ADAM_BETAS = (0.9, 0.95)
@@ -67,6 +68,13 @@ class GPTTraining(Stage):
             frozen.eval()
         return self
 
+    def configure_model(self) -> None:
+        """Leave this process its part of the GPT, where it is shared; the VQGANs are not."""
+        if self.device_mesh is None:
+            return
+        is_bf16 = self.trainer.precision == "bf16-mixed"
+        shard(self.gpt, self.device_mesh[DATA_PARALLEL], torch.bfloat16 if is_bf16 else None)
+
     def configure_optimizers(self) -> Any:
         """AdamW, weight decay on the linear layers only."""
         groups = decay_groups(self.gpt, self.config.optim.weight_decay)
@@ -101,7 +109,8 @@ class GPTTraining(Stage):
 
     def validation_step(self, batch: Clip | TokenClip, batch_index: int) -> None:
         """Loss on fixed clips."""
-        self.add_validated({"loss": self._loss(batch)}, len(batch[0]))
+        clips = self.counted(len(batch[0]), batch_index)
+        self.add_validated({"loss": self._loss(batch)}, clips)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the file is."""

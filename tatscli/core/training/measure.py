@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from tatscli.config.train import ComputeConfig, LoopConfig
+from tatscli.config.train import ComputeConfig, GPTComputeConfig, LoopConfig
 from tatscli.core.limits import size_of, synchronize
 from tatscli.core.memory import device_memory
 from tatscli.core.training.callbacks import StoppedError
@@ -32,10 +32,17 @@ class FixedMemory(NamedTuple):
     optimiser: int
 
     @classmethod
-    def of(cls, stage: Stage, learning: Iterable[Tensor]) -> "FixedMemory":
-        """What a stage takes of which these parameters learn."""
-        gradients = int(size_of(learning))
-        return cls(int(size_of(stage.held())), gradients, 2 * gradients)
+    def of(cls, stage: Stage, learning: Iterable[Tensor], shares: int = 1) -> "FixedMemory":
+        """What a process takes for a stage of which these parameters learn.
+
+        Args:
+            stage: The stage.
+            learning: Some of its parameters.
+            shares: Processes that they are spread over.
+        """
+        whole = int(size_of(learning))
+        gradients = whole // shares
+        return cls(int(size_of(stage.held())) - whole + gradients, gradients, 2 * gradients)
 
 
 class Watch(Callback):
@@ -119,12 +126,14 @@ def less_memory(
 ) -> str:
     """What a run that ran out of memory could do, with its own numbers."""
     learning = [weight for weight in stage.parameters() if weight.requires_grad]
-    fixed = sum(FixedMemory.of(stage, learning))
+    is_whole = isinstance(compute, GPTComputeConfig) and not placement.sharded
+    fixed = sum(FixedMemory.of(stage, learning, placement.world if placement.sharded else 1))
     taken = f"weights, gradients and optimiser take {fixed / _GIB:.2f} GiB whatever the batch"
     there = device_memory(torch.device(placement.accelerator))
     if there is not None:
         if fixed > there:
-            return f"{taken}, and the device has {there / _GIB:.2f}: only a smaller model fits"
+            few = f"{taken}, and the device has {there / _GIB:.2f}: only a smaller model fits"
+            return f"{few}, or --fsdp, which spreads them over several devices" if is_whole else few
         taken += f", and leave {(there - fixed) / _GIB:.2f} GiB for activations"
     options, batch = [], loop.batch_size
     if batch > 1:
@@ -138,5 +147,7 @@ def less_memory(
         options.append("--recompute keeps few of them, for about a third more time")
     if placement.precision == "32-true":
         options.append("--precision bf16 halves most of them")
+    if is_whole and placement.world > 1:
+        options.append(f"--fsdp leaves a device 1/{placement.world} of what the GPT takes")
     options.append("clips of fewer frames or pixels have fewer")
     return f"{taken}; {'; '.join(options)}. 'tats plan' measures what fits"

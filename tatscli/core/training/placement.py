@@ -18,6 +18,7 @@ class Placement:
         nodes: Machines.
         precision: Of the networks; the quantiser is float32 always.
         started_by: What starts the processes; ``tats`` means the first one does, by Lightning.
+        sharded: Whether each process holds a part of what learns, see ``sharding``.
     """
 
     accelerator: Literal["cpu", "cuda", "mps"]
@@ -25,6 +26,7 @@ class Placement:
     nodes: int
     precision: Literal["32-true", "bf16-mixed"]
     started_by: Literal["tats", "torchrun", "srun"] = "tats"
+    sharded: bool = False
 
     @property
     def world(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -93,7 +94,7 @@ class Stage(LightningModule):
         """Clip the gradient, the sum of all parts, and let none through that is not finite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip_grad_norm_(parameters, self._optim.grad_clip or math.inf)
-        self._must_be_finite(norm)
+        self._must_be_finite(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     @property
     def is_logged(self) -> bool:
@@ -125,6 +126,11 @@ class Stage(LightningModule):
         for name in parts[0]:
             mean = torch.stack([part[name].detach() for part in parts]).mean()
             self.log(f"train/{name}", mean)
+
+    def counted(self, clips: int, batch_index: int) -> int:
+        """So many clips of a validation batch count: none, if it only keeps ranks together."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # that of the engine
+        return clips if batch_index < data.own_batches else 0
 
     def add_validated(self, figures: Mapping[str, Tensor], clips: int) -> None:
         """Count the mean figures of some validation clips into those of all."""

@@ -184,7 +184,7 @@ class VQGANTraining(Stage):
             total = total + loss.perceptual_weight * distance
             figures["perceptual"] = distance
         self._used_codes[found.codes.flatten().cpu()] = True
-        self.add_validated(figures | {"loss": total}, len(video))
+        self.add_validated(figures | {"loss": total}, self.counted(len(video), batch_index))
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures, and how many codes the validation clips used in all processes."""

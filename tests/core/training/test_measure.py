@@ -1,9 +1,9 @@
 """What helps a run that ran out of memory, in its own numbers; the rest is tested with plans."""
 
 import pytest
-from tiny_runs import CLIP, SMALL
+from tiny_runs import CLIP, SMALL, gpt_module
 
-from tatscli.config.train import ComputeConfig, LoopConfig, VQGANTrainConfig
+from tatscli.config.train import ComputeConfig, GPTComputeConfig, LoopConfig, VQGANTrainConfig
 from tatscli.core.training import measure
 from tatscli.core.training.measure import FixedMemory, less_memory
 from tatscli.core.training.placement import Placement
@@ -80,3 +80,22 @@ def test_what_the_device_leaves_for_activations_is_said(
     found = hint(stage, 2, 1)
     assert "the device has 8.00: only a smaller model fits" in found
     assert "--batch-size" not in found
+
+
+def test_a_gpt_may_be_spread_over_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"model": {}, "optim": {}, "train": {}, "workers": 0}
+    stage, loop = gpt_module(settings), LoopConfig()
+    weights = list(stage.gpt.parameters())
+    whole, half = (FixedMemory.of(stage, weights, shares) for shares in (1, 2))
+    assert (half.gradients, half.optimiser) == (whole.gradients // 2, whole.optimiser // 2)
+    assert whole.weights - half.weights == whole.gradients // 2  # the VQGAN stays whole
+
+    def said(compute: ComputeConfig, sharded: bool = False) -> str:
+        placed = Placement("cuda", 4, 1, "32-true", sharded=sharded)
+        return less_memory(stage, loop, compute, placed)
+
+    monkeypatch.setattr(measure, "device_memory", lambda device: GIB)
+    assert "--fsdp leaves a device 1/4" in said(GPTComputeConfig())
+    assert "--fsdp" not in said(ComputeConfig()) + said(GPTComputeConfig(fsdp=True), sharded=True)
+    monkeypatch.setattr(measure, "device_memory", lambda device: 1)
+    assert "only a smaller model fits, or --fsdp" in said(GPTComputeConfig())
