@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,14 @@ def test_the_commands_for_own_videos_run_one_after_the_other(tmp_path: Path, tat
         assert outcome.code == 0, (line, outcome.err)
     assert len(list((tmp_path / "samples" / "long").glob("sample-*.mp4"))) == 2
     assert (tmp_path / "samples" / "short" / "grid.png").is_file()
+    # What they made serves in Python, too.
+    [program] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    program = program.replace("length=16, samples=4", "length=5, samples=1")
+    made: dict[str, Any] = {}
+    exec(program.replace("frame_rate=8", 'frame_rate=8, features="random"'), made)
+    assert made["reconstruction"].shape == made["video"].shape == made["more"].shape
+    assert made["videos"].shape == (1, 3, 10, 64, 64)
+    assert made["distance"] > 0
 
 
 def test_the_commands_for_long_videos_run_one_after_the_other(tmp_path: Path, tats) -> None:

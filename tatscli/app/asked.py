@@ -26,7 +26,7 @@ from tatscli.errors import ConfigError, DataError
 
 OPTIONS = {"label": "--label NAME", "text": "--text TEXT", "sound": "--audio FILE"}
 """What asks for each part of a condition."""
-CLOSE = 3
+FEW, CLOSE = 12, 3
 """Classes that are named where one is not known."""
 _TEXTS = "--texts takes a text file, one text a line"
 SHORT = 0.1
@@ -282,10 +282,12 @@ def _check_parts(
             )
     if config.label and config.label not in trained.classes:
         known = trained.classes
-        near = get_close_matches(config.label, known, CLOSE, cutoff=0.0)
+        hint = f"it knows {', '.join(known)}"
+        if len(known) > FEW:
+            near = get_close_matches(config.label, known, CLOSE, cutoff=0.0)
+            hint = f"the closest: {', '.join(near)}"
         raise ConfigError(
-            f"--label {config.label}: {file} knows {len(known)} classes, and not this one",
-            f"the closest: {', '.join(near)}",
+            f"--label {config.label}: {file} knows {len(known)} classes, and not this one", hint
         )
 
 

@@ -51,12 +51,14 @@ class VideoClips:
         clip: How clips are cut.
         wanted: What is read of them.
         max_bad: Largest part of the videos that may be unreadable.
+        dataset: The folder, manifest or file that was given.
     """
 
     index: VideoIndex
     clip: ClipConfig
-    wanted: Wanted = FRAMES
-    max_bad: float = 1.0
+    wanted: Wanted
+    max_bad: float
+    dataset: Path
 
     @cached_property
     def train(self) -> ClipSource:
@@ -110,14 +112,15 @@ class VideoClips:
         if not entries:
             name = "training" if split == "train" else "validation"
             raise DataError(
-                f"{self.index.root}: no {name} video that can be read",
+                f"{self.dataset}: no {name} video that can be read",
                 "'tats data check' names what cannot",
             )
         try:
             return ClipSource(entries, self.index.root, self.clip, self.wanted)
         except DataError as error:
             fits = longest_clip(self.index.entries, self.clip)
-            raise DataError(error.message, error.hint or length_hint(fits)) from None
+            said = error.message.removeprefix(f"{self.index.root}: ")
+            raise DataError(f"{self.dataset}: {said}", error.hint or length_hint(fits)) from None
 
 
 def open_videos(
@@ -150,7 +153,7 @@ def open_videos(
         )
     with reporter.task("indexing", "videos") as task:
         index = build_index(root, strict=strict, progress=lambda n, of: task.update(n, of))
-    clips = VideoClips(index, clip, wanted, max_bad)
+    clips = VideoClips(index, clip, wanted, max_bad, root)
     clips.bad.check()
     if clips.problems and strict:
         first = clips.problems[0]
@@ -206,7 +209,10 @@ def name_problems(problems: Iterable[Problem], reporter: Reporter) -> None:
         reporter.warn(f"left out {problem.path}: {problem.reason}")
     if len(left_out) > NAMED_PROBLEMS:
         more = len(left_out) - NAMED_PROBLEMS
-        reporter.warn(f"left out {more} more videos; 'tats data check' names them all")
+        reporter.warn(
+            f"left out {more} more videos; 'tats data check' with the same --sequence-length and "
+            "--frame-rate names them all"
+        )
 
 
 def problem_of(root: Path, path: str, error: DataError) -> Problem:

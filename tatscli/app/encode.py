@@ -72,7 +72,7 @@ class EncodeResult:
         codes: Codes of the codebook.
         vqgan: Fingerprint of the VQGAN.
         sound_grid: Latent grid (t, h, w) of the sound of a clip, where it was encoded.
-        captioned: Training videos that have a caption.
+        captioned_training_videos: Those that have a caption.
         skipped: What was left out, with the reason.
     """
 
@@ -85,7 +85,7 @@ class EncodeResult:
     codes: int
     vqgan: str
     sound_grid: tuple[int, int, int] | None
-    captioned: int
+    captioned_training_videos: int
     skipped: list[str]
 
 
@@ -180,7 +180,9 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
         if sound:
             save_vqgan(replace(sound, judges={}), options.out / SOUND_FILE)
     missing = writer.missing()
-    if len(missing) < len(writer.units):
+    if not missing:
+        reporter.note("all shards are there already")
+    elif len(missing) < len(writer.units):
         reporter.note(f"continuing: {len(writer.units) - len(missing)} shards are there already")
     if precision != "float32" and missing and not is_helper():
         _note_changed(vqgan.model, clips, missing[0], config, reporter)
@@ -536,6 +538,6 @@ def _summary(writer: TokenWriter) -> EncodeResult:
         codes=header.codes,
         vqgan=header.fingerprint,
         sound_grid=header.sound.grid if header.sound else None,
-        captioned=sum(bool(captions) for captions in header.captions.get("train", ())),
+        captioned_training_videos=sum(map(bool, header.captions.get("train", ()))),
         skipped=[f"{p.path}: {p.reason}" for p in problems],
     )

@@ -118,6 +118,8 @@ def fvd(
     protocol: str = "fvd",
     frames: int = 16,
     resolution: int = 0,
+    frame_rate: float = 0.0,
+    features: str = "i3d",
     device: str = "auto",
 ) -> float:
     """Fréchet video distance between two sets of videos.
@@ -129,6 +131,8 @@ def fvd(
             ``cd-fvd-i3d``.
         frames: Frames of each clip, at least 9.
         resolution: Bring both to this side first; 0 needs equal sizes.
+        frame_rate: Read both at so many frames per second; 0 keeps their own.
+        features: ``i3d``; ``random`` tries the plumbing without its file, and is no FVD.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
@@ -138,7 +142,13 @@ def fvd(
     config = from_arguments(
         FVDConfig,
         # Where processes are spawned, those that read would import the calling script.
-        fvd={"frames": frames, "resolution": resolution, "workers": 0},
+        fvd={
+            "frames": frames,
+            "resolution": resolution,
+            "frame_rate": frame_rate,
+            "features": features,
+            "workers": 0,
+        },
         definition={"protocol": protocol},
         compute={"device": device},
     )

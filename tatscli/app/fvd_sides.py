@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tatscli.app.data import name_problems, problem_of
-from tatscli.app.listing import LISTING, listed
+from tatscli.app.listing import LISTING, Listed
 from tatscli.app.reporting import Reporter
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDOptions
@@ -23,6 +23,7 @@ from tatscli.core.data.index import Problem, VideoEntry, build_index
 from tatscli.core.data.manifest import MANIFEST_SUFFIXES
 from tatscli.core.data.video import Frames, frame_files, natural_key, read_frames
 from tatscli.core.metrics.protocol import Placing
+from tatscli.core.models.i3d import MIN_FRAMES
 from tatscli.errors import DataError
 
 HASHING_THREADS = 4
@@ -83,7 +84,7 @@ class Side:
         self.root, self.is_real, self.stride, self.frame_rate = root, is_real, stride, rate
         self._options, self._placings = options, tuple(dict.fromkeys(placings))
         self.undecodable: list[Problem] = []
-        samples = listed(root)
+        samples = Listed.below(root)
         with reporter.task(f"indexing {root}", "videos") as task:
             index = build_index(
                 root, strict=options.strict, progress=lambda done, of: task.update(done, of)
@@ -94,11 +95,11 @@ class Side:
         entries = {
             (entry.path, entry.first if in_parts else 0): entry if in_parts else _whole(entry)
             for entry in index.entries
-            if (samples is None or entry.path in samples) and self._is_wanted(entry)
+            if samples.takes(entry.path) and self._is_wanted(entry)
         }
-        unread = [p for p in index.problems if samples is None or p.path in samples]
+        unread = [p for p in index.problems if samples.takes(p.path)]
         known = {entry.path for entry in index.entries} | {p.path for p in index.problems}
-        gone = sorted((samples or set()) - known)
+        gone = sorted(samples.paths - known)
         unread += [Problem(path, f"in {LISTING}, but not there") for path in gone]
         if not entries:
             raise DataError(
@@ -122,7 +123,8 @@ class Side:
             raise DataError(
                 f"{root}: none of its {len(entries)} videos is long enough for a clip of "
                 f"{self._span} frames; the longest has {self._source.starts.max()}",
-                "--frames takes shorter clips, --short pad repeats last frames",
+                f"--frames takes shorter clips, of {MIN_FRAMES} at least; --short pad repeats last "
+                "frames",
             )
         self._all = sorted(fitting, key=lambda n: (natural_key(self._name(n)), self._name(n)))
         self._chosen = self._all

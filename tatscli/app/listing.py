@@ -1,13 +1,31 @@
 """The listing of a folder of samples, which says what in it is one."""
 
 import json
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tatscli.core.files import write_whole
 from tatscli.errors import DataError
 
 LISTING = "samples.json"
 """What tats sample writes beside its samples, so that nothing else is taken for one."""
+
+
+def write_listing(
+    folder: Path, rate: float, settings: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
+) -> None:
+    """Say which files of a folder are samples, and how they were made.
+
+    Args:
+        folder: Of the samples.
+        rate: Frames per second.
+        settings: How they were drawn.
+        samples: What is known about each, its ``file`` at least.
+    """
+    content = {"frame_rate": rate, "settings": settings, "samples": samples}
+    write_whole(folder / LISTING, f"{json.dumps(content, indent=2)}\n".encode(), DataError)
 
 
 def read_listing(folder: Path) -> list[dict[str, Any]]:
@@ -35,15 +53,41 @@ def read_listing(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def listed(root: Path) -> set[str] | None:
-    """Paths of the samples in a folder that tats sample wrote, lossless where there are.
+@dataclass(frozen=True)
+class Listed:
+    """Which files below a folder are samples, where tats sample wrote it, or folders in it.
 
-    Returns:
-        None for any other folder.
-
-    Raises:
-        DataError: The listing is damaged.
+    Attributes:
+        folders: Of each folder with a listing, relative to the root, the paths of its samples:
+            lossless where there are.
     """
-    if not (root / LISTING).is_file():
-        return None
-    return {sample.get("lossless", sample["file"]) for sample in read_listing(root)}
+
+    folders: Mapping[PurePosixPath, frozenset[str]]
+
+    @classmethod
+    def below(cls, root: Path) -> "Listed":
+        """Read the listings of a folder, and of those in it, two deep.
+
+        Raises:
+            DataError: One is damaged.
+        """
+        folders = {}
+        for depth in ("", "*/", "*/*/"):
+            for file in root.glob(depth + LISTING):
+                folder = PurePosixPath(file.parent.relative_to(root).as_posix())
+                folders[folder] = frozenset(
+                    str(folder / sample.get("lossless", sample["file"]))
+                    for sample in read_listing(file.parent)
+                )
+        return cls(folders)
+
+    @property
+    def paths(self) -> set[str]:
+        """Of all samples."""
+        return set().union(*self.folders.values())
+
+    def takes(self, path: str) -> bool:
+        """Whether a file is a sample, or in no folder that lists what is."""
+        lists = (self.folders.get(folder) for folder in PurePosixPath(path).parents)
+        nearest = next((names for names in lists if names is not None), None)
+        return nearest is None or path in nearest

@@ -7,7 +7,7 @@ length; only the first seconds of those in the grid are kept.
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ from tatscli.app.asked import SoundFile, Wishes, read_texts, wishes
 from tatscli.app.devices import choose_device
 from tatscli.app.evaluate import FVDResult, evaluate_fvd
 from tatscli.app.given import GivenClips, check_given, open_given
-from tatscli.app.listing import LISTING, read_listing
+from tatscli.app.listing import read_listing, write_listing
 from tatscli.app.pictures import DEFAULT_RATE, enlarged, strip
 from tatscli.app.reporting import Reporter, Silent
-from tatscli.app.run import write_atomically
 from tatscli.app.sampler import Cuts, Sampler, long_sampler, short_sampler
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDConfig, FVDOptions
@@ -321,7 +320,10 @@ def _write_folder(
     listed: list[dict[str, Any]] = []
     shown = _Shown([], [])
     total = options.samples * sampler.tokens
-    with reporter.task(f"sampling {options.samples} videos", "tokens", total) as task:
+    with (
+        _kept(folder, rate, settings, listed, reporter),
+        reporter.task(f"sampling {options.samples} videos", "tokens", total) as task,
+    ):
         cuts, guidance = Cuts.of(config.filter), config.condition.guidance
         for codes in sampler.batches(options, cuts, task, asked, guidance, start_codes):
             for one in codes:
@@ -329,7 +331,10 @@ def _write_folder(
                 wish = asked(number)
                 entry: dict[str, Any] = {"index": number, **wish.listed()}
                 if given:
-                    entry |= {"given": str(given.file(number)), "class": given.class_name(number)}
+                    entry |= {
+                        "given": str(given.file(number)),
+                        "class": given.class_name(number),
+                    }
                 entry |= settings
                 video = decoded_pieces(sampler.vqgan.model, one, frames)
                 track = heard.track(wish.sound)
@@ -344,10 +349,7 @@ def _write_folder(
                     shown.samples.append(start)
                 listed.append(entry | files)
     shown.write(folder, rate)
-    write_atomically(
-        folder / LISTING,
-        json.dumps({"frame_rate": rate, "settings": settings, "samples": listed}, indent=2) + "\n",
-    )
+    write_listing(folder, rate, settings, listed)
     side = start.shape[1]
     distance = None
     if real.compute_fvd:
@@ -364,6 +366,27 @@ def _write_folder(
         picture=folder / "grid.png",
         fvd=distance,
     )
+
+
+@contextmanager
+def _kept(
+    folder: Path,
+    rate: float,
+    settings: dict[str, Any],
+    listed: list[dict[str, Any]],
+    reporter: Reporter,
+) -> Iterator[None]:
+    """Leave samples that are done usable, whatever ends the others."""
+    try:
+        yield
+    except BaseException:
+        if listed:
+            write_listing(folder, rate, settings, listed)
+            reporter.note(f"{folder} holds the {len(listed)} samples that were done")
+        else:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def wanted_samples(

@@ -178,6 +178,12 @@ def _train(
         f"{placement.accelerator}{sharded}, {clips.slots} training clips ({steps} steps an epoch), "
         f"{len(clips.validation)} validation clips"  # type: ignore[arg-type]
     )
+    at_once = loop.batch_size * loop.accumulate * placement.world
+    if at_once > clips.slots:
+        reporter.warn(
+            f"a step takes {at_once} clips, and there are {clips.slots}, each taken "
+            f"{at_once / clips.slots:.1f} times; a smaller --batch-size is enough"
+        )
     doctor = Doctor(run, reporter)
     stage = vqgan_training if kind == "vqgan" else gpt_training
     with (

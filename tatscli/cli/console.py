@@ -117,7 +117,10 @@ def reconstruction(scores: "ReconstructionScores") -> None:
 
 def trained(outcome: "TrainResult", *, as_json: bool, then: str) -> None:
     """Show a training result and what to do next; a run stopped by a signal exits with its code."""
-    result(outcome, as_json=as_json)
+    shown = vars(outcome)
+    if not (as_json or outcome.signal):
+        shown = {name: value for name, value in shown.items() if name != "signal"}
+    result(shown, as_json=as_json)
     if outcome.signal:
         # Of a further process, Lightning takes any other code for a failure and kills the first.
         raise typer.Exit(0 if is_helper() else 128 + outcome.signal)

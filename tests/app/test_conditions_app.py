@@ -386,7 +386,7 @@ def test_what_a_model_does_not_know_is_refused_with_what_it_knows(
         return short_config(run, tmp_path, condition=condition)
 
     said = refused(asked(every_run, label="squares"))
-    assert "knows 2 classes, and not this one: the closest: square, circle" in said
+    assert "knows 2 classes, and not this one: it knows circle, square" in said
     assert "--label, but" in refused(asked(text_run, label="square"))
     assert "as condition: label" in refused(asked(gpt_run, text="a red circle"))
     assert "has no condition" in refused(asked(unconditional, audio=Path("x.wav")))

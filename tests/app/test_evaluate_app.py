@@ -118,6 +118,20 @@ def test_the_listing_decides_what_is_a_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cheap")
+def test_listings_of_folders_in_a_folder_hold_as_well(tmp_path: Path) -> None:
+    real = write(tmp_path / "real", 3)
+    made = tmp_path / "samples"
+    for number, name in enumerate(("short", "long")):
+        write(made / name, 2, seed=number + 1)
+        listing = {"samples": [{"file": f"v{n}.mkv"} for n in range(2)]}
+        (made / name / "samples.json").write_text(json.dumps(listing))
+        shutil.copy(made / name / "v0.mkv", made / name / "grid.mkv")
+    shutil.copytree(real, made / "long" / "truth")
+    write(made / "others", 1, seed=7)
+    assert evaluate_fvd(real, made, options()).fake_videos == 2 + 2 + 1
+
+
+@pytest.mark.usefixtures("cheap")
 def test_lossless_files_are_preferred(tmp_path: Path) -> None:
     real = write(tmp_path / "real", 3)
     fake = write(tmp_path / "fake", 3, seed=1)

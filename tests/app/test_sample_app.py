@@ -62,6 +62,29 @@ def test_short_samples_fill_a_folder(gpt_run: Path, tmp_path: Path) -> None:
     assert np.array_equal(to_uint8(tensor), to_uint8(videos))
 
 
+@pytest.mark.parametrize("done", [0, 2])
+def test_samples_that_are_done_stay_when_the_others_are_interrupted(
+    gpt_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    pieces, decoded = module.decoded_pieces, list[int]()
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(decoded) == done:
+            raise KeyboardInterrupt
+        decoded.append(1)
+        return pieces(*arguments)
+
+    monkeypatch.setattr(module, "decoded_pieces", interrupted)
+    notes = Notes()
+    config = short_config(gpt_run, tmp_path, sample={"name": "mine", "samples": 5})
+    with pytest.raises(KeyboardInterrupt):
+        module.short(config, notes)
+    assert (tmp_path / "mine").exists() == bool(done)
+    if done:
+        assert len(read_samples(tmp_path / "mine")[0]) == done
+        assert f"{tmp_path / 'mine'} holds the 2 samples that were done" in notes.notes
+
+
 def test_samples_do_not_depend_on_the_batch(gpt_run: Path) -> None:
     def sampled(batch: int, seed: int = 1) -> torch.Tensor:
         return tatscli.sample_long(gpt_run, 5, 5, seed=seed, batch_size=batch, device="cpu")

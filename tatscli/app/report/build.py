@@ -273,12 +273,13 @@ def _codes(runs: Sequence[Run]) -> Iterator[Section]:
             share = count / codes
             body = page.bar(share, f"{count:,.0f} of {codes:,} codes occur ({share:.0%})")
             if perplexity := run.metrics.get("train/perplexity"):
-                body += page.facts({"Perplexity": f"{perplexity[-1][1]:.1f}", "Step": f"{step:,}"})
+                in_training = f"{perplexity[-1][1]:.1f}"
+                body += page.facts({"Perplexity in training": in_training, "Step": f"{step:,}"})
             cards.append(page.card(run.name, body))
     if cards:
         text = (
-            "How much of the codebook the held-out clips need. The perplexity is how many codes, "
-            "used equally often, would carry as much."
+            "How much of the codebook the held-out clips need. The perplexity, of the last batch "
+            "of training, is how many codes, used equally often, would carry as much."
         )
         yield Section("Codes", text, page.row(*cards))
 

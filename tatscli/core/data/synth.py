@@ -213,6 +213,9 @@ def write_dataset(
         partial.replace(folder)
     except OSError as error:
         raise unwritable(folder, error, DataError) from error
+    except DataError as error:  # of a file in the folder whose name nobody gave
+        told = error.message.replace(str(partial), str(folder))
+        raise DataError(told, error.hint) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return SynthResult(folder, len(jobs), shapes, config.video_frames)

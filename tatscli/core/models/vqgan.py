@@ -36,6 +36,10 @@ _DECIDES_CODES = {
 }
 
 
+FARTHEST = 0.75
+"""How far from 0 values of frames may be: a reconstruction goes a bit beyond 0.5, [0, 1] more."""
+
+
 class Reconstruction(NamedTuple):
     """A video through encoder, codebook and decoder.
 
@@ -215,8 +219,14 @@ class VQGAN(nn.Module):
         In strict float32 also inside of a training in bf16 or TF32, which would change codes.
 
         Raises:
-            DataError: A side is not divisible by its downsampling.
+            DataError: A side is not divisible by its downsampling, or values are far outside.
         """
+        low, high = (end.item() for end in video.aminmax())
+        if max(-low, high) > FARTHEST:
+            raise DataError(
+                f"frames with values from {low:g} to {high:g}; they must lie in [-0.5, 0.5]",
+                "of bytes, video.float() / 255 - 0.5",
+            )
         with strict_float32(video.device):
             return self.codebook.nearest(self.latents(video.to(self.dtype)))
 
