@@ -44,7 +44,7 @@ def test_the_commands_for_own_videos_run_one_after_the_other(tmp_path: Path, tat
     made: dict[str, Any] = {}
     exec(program.replace("frame_rate=8", 'frame_rate=8, features="random"'), made)
     assert made["reconstruction"].shape == made["video"].shape == made["more"].shape
-    assert made["videos"].shape == (1, 3, 10, 64, 64)
+    assert made["videos"].shape == (1, 3, 20, 64, 64)
     assert made["distance"] > 0
 
 

@@ -144,7 +144,7 @@ def test_a_disk_that_is_small_fills_up_or_may_only_be_read(small_disk: Path) -> 
     remount = ["mount", "-o", "remount,ro", str(small_disk)]
     subprocess.run(remount, check=True)
     problem = refused({"w": torch.zeros(10)}, file)
-    assert "Read-only file system" in problem.message and "--out" in problem.hint
+    assert "Read-only file system" in problem.message and "write elsewhere" in problem.hint
     assert torch.load(file)["w"].shape == (250_000,)
 
 
