@@ -19,17 +19,23 @@ from tatscli.config.gpt import ConditionLayout, GPTConfig
 from tatscli.core.models.recompute import recomputed
 
 
+SEGMENT = 64
+"""Positions of a segment of the cache on a CPU."""
+
+
 class KVCache:
     """Keys and values of the positions read so far, preallocated.
 
-    Attention sees views of the filled part only: on a CPU, attending to all positions behind a
-    mask is slower than growing a list. On a CPU the keys are float32 whatever the model computes
-    in: products of one row with transposed matrices in bf16 take more time than twice the bytes.
+    On a CPU they lie in segments, each a matrix without gaps for every sequence and head: those of
+    bf16 that are views into a longer one would be copied before each product. What is behind the
+    last position counts for nothing, but is read, so that it must be finite. Elsewhere there is one
+    segment.
 
     Attributes:
         length: Positions held.
         position: Position in the sequence of what is read next. It is the length, unless positions
             further on were read before.
+        in_segments: Whether one position is to be read by ``attend``.
 
     Args:
         model: Whose keys and values they are.
@@ -41,27 +47,65 @@ class KVCache:
         config, like = model.config, model.pos_emb
         self.length = self.position = 0
         self.positions = config.positions if positions is None else positions
-        shape = (batch, config.heads, self.positions, config.width // config.heads)
-        empty = partial(torch.empty, shape, device=like.device)
-        of_keys = like.dtype
-        if like.device.type == "cpu":
-            of_keys = torch.promote_types(of_keys, torch.float32)
-        self._keys = [empty(dtype=of_keys) for _ in range(config.layers)]
-        self._values = [empty(dtype=like.dtype) for _ in range(config.layers)]
+        self.in_segments = like.device.type == "cpu"
+        self._segment = SEGMENT if self.in_segments else self.positions
+        shape = (
+            -(-self.positions // self._segment),
+            batch,
+            config.heads,
+            self._segment,
+            config.width // config.heads,
+        )
+        empty = partial(torch.zeros, shape, device=like.device, dtype=like.dtype)
+        self._keys = [empty() for _ in range(config.layers)]
+        self._values = [empty() for _ in range(config.layers)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys and values."""
+        return self._keys[0].dtype
 
     def reset(self) -> None:
         """Forget all positions; the memory stays."""
         self.length = self.position = 0
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, h, n, d) behind the filled part; the filled part with them, (B, h, m, d).
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put (B, h, n, d) behind the filled part.
 
         ``length`` moves only when all layers have written, by the model.
         """
-        filled = self.length + keys.shape[2]
-        self._keys[layer][:, :, self.length : filled] = keys
-        self._values[layer][:, :, self.length : filled] = values
-        return self._keys[layer][:, :, :filled], self._values[layer][:, :, :filled]
+        first, size = self.length, self._segment
+        filled = first + keys.shape[2]
+        for segment in range(first // size, -(-filled // size)):
+            start, stop = max(first, segment * size), min(filled, (segment + 1) * size)
+            place = slice(start - segment * size, stop - segment * size)
+            new = slice(start - first, stop - first)
+            self._keys[layer][segment, :, :, place] = keys[:, :, new]
+            self._values[layer][segment, :, :, place] = values[:, :, new]
+
+    def read(self, layer: int, filled: int) -> tuple[Tensor, Tensor]:
+        """The first so many keys and values, (B, h, filled, d) each."""
+        keys, values = (
+            held[layer][0]
+            if len(held[layer]) == 1
+            else rearrange(held[layer], "s b h n d -> b h (s n) d")
+            for held in (self._keys, self._values)
+        )
+        return keys[:, :, :filled], values[:, :, :filled]
+
+    def attend(self, layer: int, q: Tensor, filled: int) -> Tensor:
+        """Attention of one position, (B, h, 1, d), to so many; on a CPU, where torch's is slower.
+
+        Letters: s segments of n positions.
+        """
+        segments = -(-filled // self._segment)
+        keys, values = (held[layer][:segments] for held in (self._keys, self._values))
+        scores = (q * q.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        scores = rearrange(scores, "s b h 1 n -> b h (s n)")
+        scores[..., filled:] = -torch.inf
+        weights = rearrange(scores.softmax(-1), "b h (s n) -> s b h 1 n", s=segments)
+        out: Tensor = (weights @ values).sum(0)
+        return out
 
 
 def sequence_bytes(model: "GPT") -> int:
@@ -97,20 +141,23 @@ class Attention(nn.Module):
             visible: (n, n) bool, which positions of x each of them sees; causal without.
         """
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        new = seen = q.shape[2]
         if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        new, seen = q.shape[2], k.shape[2]
+            cache.write(layer, k, v)
+            seen += cache.length
         mask = visible
         # is_causal aligns the mask at the top left, right only where nothing was cached before.
         if mask is None and 1 < new < seen:
             mask = torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(seen - new)
-        if new == 1 and cache is not None and x.device.type == "cpu":
-            y = _attend_once(q.to(k.dtype), k, v)
+        if cache is not None and cache.in_segments and new == 1:
+            y = cache.attend(layer, q.to(cache.dtype), seen)
         else:
+            if cache is not None and new < seen:
+                k, v = cache.read(layer, seen)
             y = F.scaled_dot_product_attention(
                 q.to(k.dtype),
                 k,
-                v.to(k.dtype),
+                v,
                 attn_mask=mask,
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=mask is None and 1 < new == seen,
@@ -284,12 +331,6 @@ class GPT(nn.Module):
             cache.length += ids.shape[1]
         out: Tensor = self.ln_f(x)
         return out
-
-
-def _attend_once(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of one position, (B, h, 1, d), to all; for a CPU, where torch's own is slower."""
-    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)
 
 
 def infill_mask(config: GPTConfig) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from tatscli.config.gpt import ConditionLayout, ConditionPart, GPTConfig
+from tatscli.core.models import gpt as gpt_module
 from tatscli.core.models.gpt import (
     GPT,
     KVCache,
@@ -77,6 +78,35 @@ def test_cached_steps_equal_the_training_forward(by_rule, of):
             steps.append(model.step(tokens[:, i : i + 1] + of.condition.ids, cache))
     assert cache.length == of.positions
     torch.testing.assert_close(torch.stack(steps, 1), full, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("segment", [1, 4, 17, 64])
+@pytest.mark.parametrize("portions", [[1] * 18, [3, 9, 1, 1, 4], [7, 1, 1, 8, 1], [17, 1]])
+def test_the_segments_of_the_cache_make_no_difference(by_rule, monkeypatch, segment, portions):
+    monkeypatch.setattr(gpt_module, "SEGMENT", segment)
+    model = by_rule(GPT(config()))
+    condition, tokens = sequence(model.config)
+    ids = torch.cat([condition, tokens + model.config.condition.ids], 1)[:, :-1]
+    with torch.no_grad():
+        full = model(condition, tokens)
+        cache = new_cache(model)
+        assert cache.in_segments
+        found = [model.step(part, cache) for part in ids.split(portions, 1)]
+    ends = torch.tensor(portions).cumsum(0) - 1
+    torch.testing.assert_close(torch.stack(found, 1), full[:, ends], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("segment", [1, 4, 64])
+def test_a_cache_in_one_segment_gives_the_same(by_rule, monkeypatch, segment):
+    monkeypatch.setattr(gpt_module, "SEGMENT", segment)
+    model = by_rule(GPT(config()))
+    caches = [new_cache(model), new_cache(model)]
+    caches[1].in_segments = False  # as on a GPU: attention is torch's own
+    ids = torch.cat(list(sequence(model.config)), 1)[:, :12] % 12
+    with torch.no_grad():
+        for part in ids.split([5, 1, 1, 4, 1], 1):
+            first, second = (model.step(part, cache) for cache in caches)
+            torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
 
 
 def test_infilling_shows_both_ends_to_all_and_is_causal_between():
