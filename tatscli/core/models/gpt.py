@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from tatscli.config.gpt import ConditionLayout, GPTConfig
 from tatscli.core.models.recompute import recomputed
 
-
 SEGMENT = 64
 """Positions of a segment of the cache on a CPU."""
 
