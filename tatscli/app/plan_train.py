@@ -336,7 +336,7 @@ def _that_fits(
         except DeviceError as error:
             batch = run.train.batch_size
             # Other errors of a device have no cause in torch.
-            if not isinstance(error.__cause__, RuntimeError) or batch == 1:
+            if not isinstance(error.__cause__, RuntimeError | MemoryError) or batch == 1:
                 raise
         parts = next(number for number in range(2, batch + 1) if batch % number == 0)
         loop = run.train.model_copy(

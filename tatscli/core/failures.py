@@ -30,18 +30,20 @@ def explained(less_memory: str, again: str = "") -> Iterator[None]:
         DataError: A process that read clips died; the message has its number and the signal.
         RunError: Another process of the run ended.
     """
+    free = None
     try:
-        with bounded_memory():
+        with bounded_memory() as free:
             yield
     except MemoryError as error:
-        raise DeviceError("out of memory", less_memory) from error
+        raise DeviceError(f"out of memory{_of(free)}", less_memory) from error
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"out of memory on the GPU: {_asked(error)}", less_memory) from error
     except torch.distributed.DistError as error:
         raise _lost(error, again) from error
     except RuntimeError as error:
         if _NO_MEMORY.search(str(error)):
-            raise DeviceError(f"out of memory: {_asked(error)}", less_memory) from error
+            told = f"out of memory: {_asked(error)}{_of(free)}"
+            raise DeviceError(told, less_memory) from error
         if found := _WORKER.search(str(error)):
             numbers, end = found.groups()
             raise DataError(
@@ -69,6 +71,11 @@ def _asked(error: Exception) -> str:
         number, unit = f"{float(number) / 2**30:.2f}", "GiB"
     free = f", and {room[2]} of {room[1]} are free" if room else ""
     return f"{number} {unit} more were asked for{free}"
+
+
+def _of(free: int | None) -> str:
+    """How much there was."""
+    return "" if free is None else f"; {free / 2**30:.1f} GiB were free at the start"
 
 
 def _first(error: Exception) -> str:

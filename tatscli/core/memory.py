@@ -96,8 +96,10 @@ class PeakMemory:
 
 
 @contextmanager
-def bounded_memory() -> Iterator[None]:
+def bounded_memory() -> Iterator[int | None]:
     """Within it, asking for more memory than is free at its start fails, where Linux says how much.
+
+    Yields the bytes that are free; None where they are no bound.
 
     Without, Linux grants what it does not have, and kills the process when it is used, so that
     nobody learns what was too large. A machine with a GPU is left alone: drivers map far more than
@@ -107,7 +109,7 @@ def bounded_memory() -> Iterator[None]:
     if not torch.cuda.is_available():
         free = free_memory(torch.device("cpu"))
     if sys.platform != "linux" or taken is None or free is None:
-        yield
+        yield None
         return
     import resource  # not on every system
 
@@ -115,7 +117,7 @@ def bounded_memory() -> Iterator[None]:
     bounds = [taken + free, *(limit for limit in (before, most) if limit != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), most))
     try:
-        yield
+        yield free
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (before, most))
 

@@ -91,7 +91,9 @@ def test_memory_that_is_not_there_is_refused_instead_of_ending_the_process(
     with pytest.raises(DeviceError) as caught, explained("less of it"):
         assert torch.zeros(2**27).numel(), "half of it can be had"
         torch.empty(2**29)
-    assert caught.value.message == "out of memory: 2.00 GiB more were asked for"
+    assert caught.value.message == (
+        "out of memory: 2.00 GiB more were asked for; 1.0 GiB were free at the start"
+    )
     assert caught.value.hint == "less of it"
     assert resource.getrlimit(resource.RLIMIT_DATA) == limits
     assert torch.empty(2**29).numel(), "afterwards as before"
