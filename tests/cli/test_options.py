@@ -139,7 +139,7 @@ def test_options_beat_the_file_which_beats_the_preset(resolved, tmp_path):
     file.write_text("model:\n  codes: 64\n  embedding_dim: 8\n")
     config, _ = resolved("--preset", "tiny", "--config", file, "--codes", 32)
     assert (config.model.codes, config.model.embedding_dim) == (32, 8)
-    assert config.model.downsample == (2, 4, 4)
+    assert config.model.downsample == (4, 8, 8)
 
 
 def test_resuming_starts_from_the_settings_of_the_run(tats, receive, tmp_path):
