@@ -50,6 +50,8 @@ the reader sets the pace."""
 
 RISING = 3
 """Validations in a row without a better one that are no accident: the clips are fixed."""
+NOTHING_LEFT = 0.01
+"""Nats a token below which losses differ by accident alone; what is learnt by heart may have 0."""
 OVERFITS = 0.02
 """Part by which the validation loss is above its best where more training makes a GPT worse."""
 
@@ -287,11 +289,11 @@ def _overfitting(figures: Figures, facts: Facts) -> Verdict | None:
         return _early("overfitting", f"{len(validated)} validations so far")
     at, (step, best) = min(enumerate(validated), key=lambda item: item[1][1])
     since, now = len(validated) - 1 - at, _now(validated[at:][-RISING:])
+    rise = (now - best) / max(best, NOTHING_LEFT)
     then = [value for done, value in trained if done <= step]
-    if since < RISING or not then:
+    if since < RISING or not then or now < NOTHING_LEFT:
         text = f"validation loss {validated[-1][1]:.3f}, best {best:.3f} at step {step:,}"
-        return Verdict("overfitting", "good", text, now / best - 1)
-    rise = now / best - 1
+        return Verdict("overfitting", "good", text, rise)
     falls = _now(trained) < median(then[-RECENT:])
     text = (
         f"validation loss {now:.3f}, up {_percent(rise)} since step {step:,}, while that of "

@@ -94,6 +94,8 @@ CASES = [
     ("overfitting", losses([4, 3, 3.1, 3.2, 3.3], [4, 3, 2, 1, 1]), GPT, "bad", "up 7 % since"),
     ("overfitting", losses([4, 3, 3.01, 3.02, 3.01], [4, 3, 2, 1, 1]), GPT, "watch", "since step"),
     ("overfitting", losses([4, 3, 2, 3, 3], [4, 3, 2, 1, 1]), GPT, "good", "best 2.000 at step 30"),
+    ("overfitting", losses([4, 0, 0, 0, 0], [4, 3, 2, 1, 0]), GPT, "good", "best 0.000 at step 20"),
+    ("overfitting", losses([4, 0, 1, 1, 1], [4, 3, 2, 1, 0]), GPT, "bad", "since step 20"),
     ("overfitting", losses([4, 3, 4, 5, 6], [4, 3, 4, 5, 6]), GPT, "watch", "did not fall"),
     ("overfitting", losses([4, 5, 6], [4, 3, 2]), GPT, "early", "3 validations"),
 ]  # fmt: skip
