@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tatscli.app.ahead import require_given
 from tatscli.app.data import name_problems, spread
 from tatscli.app.reporting import Reporter
 from tatscli.config.data import ClipConfig
@@ -111,8 +112,7 @@ def open_given(
     Raises:
         DataError: There is no video of so many frames.
     """
-    if not path.exists():
-        raise DataError(f"{path} does not exist", _CONTEXT)
+    require_given(path)
     root, entries, classes = _entries(path, reporter)
     stride = clip.sample_every_n_frames
     lengths = [grid_length(entry, clip.frame_rate) // stride for entry in entries]

@@ -13,7 +13,7 @@ from tatscli.errors import DataError, TatsError
 
 
 @pytest.fixture
-def failing(monkeypatch):
+def failing(monkeypatch, unchecked):
     """Makes tats data check end with an exception."""
 
     def fail(error):
@@ -55,7 +55,7 @@ def test_ctrl_c_is_130(tats, failing):
     assert (outcome.code, outcome.out, outcome.err) == (130, "", "")
 
 
-def test_a_run_stopped_by_a_signal_ends_with_its_code(tats, monkeypatch, tmp_path):
+def test_a_run_stopped_by_a_signal_ends_with_its_code(tats, monkeypatch, unchecked, tmp_path):
     from tatscli.app.train import TrainResult
 
     result = TrainResult(tmp_path, tmp_path / "last.ckpt", 5, "stopped", {}, 15)
@@ -174,7 +174,7 @@ def test_a_bad_config_file_is_a_usage_error(tats, tmp_path):
     assert_is_message(outcome, 2, "a.yaml: model.code is not a setting; did you mean model.codes?")
 
 
-def test_gpus_that_are_not_there_name_the_cpu(tats, monkeypatch):
+def test_gpus_that_are_not_there_name_the_cpu(tats, monkeypatch, unchecked):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     outcome = tats("vqgan", "train", "--data", "x", "--gpus", 4)
     assert_is_message(outcome, 1, "--gpus 4, but 0 CUDA devices are visible")
@@ -384,7 +384,7 @@ DEAD_WORKER = RuntimeError("DataLoader worker (pid 4711) is killed by signal: Ki
 )
 @pytest.mark.parametrize("failure", [FULL_GPU, FULL_MACHINE, DEAD_WORKER])
 def test_a_machine_that_gives_out_is_told_with_the_options_that_need_less(
-    tats, monkeypatch, arguments, within, helps, failure
+    tats, monkeypatch, unchecked, arguments, within, helps, failure
 ):
     def fail(*_, **__):
         raise failure
