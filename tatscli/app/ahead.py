@@ -180,10 +180,10 @@ def require_data(data: Path) -> None:
     made = made_by_tats(data)
     if made == "run":
         run = RunFolder(data)
-        kind = run.record["kind"]
-        hint = f"give what it was trained on, {_trained_on(run)}"
+        kind, videos = run.record["kind"], _trained_on(run)
+        hint = f"give what it was trained on, {videos}"
         if kind == "vqgan":
-            hint += f"; 'tats encode --data DIR --vqgan {data}' writes tokens for tats gpt train"
+            hint += f"; 'tats encode --data {videos} --vqgan {data}' makes tokens of that"
         raise DataError(f"{data} is a run of tats {kind} train, not a dataset", hint)
     if made == "samples":
         raise DataError(
@@ -206,7 +206,7 @@ def _trained_on(run: RunFolder) -> str:
     try:
         return str(read_layer(run.config).values["data"]["data"])
     except (ConfigError, LookupError, TypeError):
-        return "a folder of videos"
+        return "DIR"
 
 
 def _require_checkpoints(*paths: Path | None) -> None:

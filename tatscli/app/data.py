@@ -176,8 +176,8 @@ def _no_video(dataset: Path, split: Split, unreadable: int) -> DataError:
     missing = f"{dataset}: no {'training' if split == 'train' else 'validation'} video"
     if unreadable:
         return DataError(
-            f"{missing} is left: {unreadable} videos cannot be read",
-            "'tats data check' names them; mend or remove them, or add videos",
+            f"{missing} is left; of those that cannot be read there are {unreadable}",
+            "mend or remove what cannot be read ('tats data check' names it), or add videos",
         )
     return DataError(
         missing, f"put some into {split}/, or name some in a manifest, with the split {split}"
@@ -240,14 +240,14 @@ def _longer(fits: int, divided: int, *, of_images: bool = False) -> str:
         ways.append(f"--sequence-length {fits} or less fits both splits")
     if of_images:
         ways.append(
-            f"a folder of images is one video, taken to have {FOLDER_RATE:g} frames per second: "
-            "--frame-rate 0 takes every image"
+            "--frame-rate 0 takes every image (a folder of images is one video, taken to have "
+            f"{FOLDER_RATE:g} frames per second)"
         )
     if divided:
         which = "the only video" if divided == 1 else f"each of the {divided} videos"
         ways.append(
-            f"{which} is divided, and by default its last tenth is held out: add videos, or put "
-            "others into val/"
+            f"add videos, or put others into val/ (by default, the last tenth of {which} is held "
+            "out)"
         )
     else:
         ways.append("add longer videos, or more of them")

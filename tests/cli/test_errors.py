@@ -176,7 +176,7 @@ def test_a_bad_config_file_is_a_usage_error(tats, tmp_path):
 
 def test_gpus_that_are_not_there_name_the_cpu(tats, monkeypatch, unchecked):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    outcome = tats("vqgan", "train", "--data", "x", "--gpus", 4)
+    outcome = tats("vqgan", "train", "--data", "x", "--preset", "tiny", "--gpus", 4)
     assert_is_message(outcome, 1, "--gpus 4, but 0 CUDA devices are visible")
     assert "--device cpu" in outcome.err
 
@@ -331,6 +331,14 @@ def test_a_mistake_in_the_call_is_told_with_what_mends_it(tats, clutter, argumen
     [
         (["dta", "check"], "No such command 'dta'. Did you mean 'data'?"),
         (["vqgan", "trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["vqgan", "nope"], "No such command 'nope'. There are train, eval."),
+        (["nope"], "No such command 'nope'. There are demo, doctor, data, vqgan, encode,"),
+        (["vqgan", "train", "clips"], "extra argument(s) (clips). Did you mean --data clips?"),
+        (["gpt", "train", "--data", "a", "b"], "Got unexpected extra argument(s) (b) "),
+        (
+            ["vqgan", "train", "--preset", "tny"],
+            ": 'tny' is not one of 'demo', 'tiny'. Did you mean 'tiny'?",
+        ),
         (["data", "check", "x", "--sequence-lenght", 4], "Possible options: --sequence-length"),
         (["data", "check"], "Missing argument 'DIR'"),
         (["eval", "fvd", "x"], "REAL and FAKE are needed"),

@@ -149,7 +149,7 @@ class ClipSource:
             if not entries:
                 raise DataError(f"{root}: there is no video")
             entry = entries[0]
-            name = entry.path
+            name = root.name if entry.path == "." else entry.path
             if (entry.first, entry.stop) != (0, len(entry.info.times)):
                 name = f"frames {entry.first} to {entry.stop - 1} of {name}"
             first = f"the first, {name}, has {lengths[0]} frames{rate}{_of(entry, lengths[0])}"

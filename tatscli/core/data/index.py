@@ -429,7 +429,7 @@ def _videos_in(
         above = beside.get(folder.parent) if folder != root else None
         if above is None:  # the folder is where the walk began
             above = _files_beside(_names_in(folder.absolute().parent))
-        yield _with_beside(video, folder.name, above)
+        yield _with_beside(video, folder.absolute().name, above)
 
 
 def _named(root: Path, paths: Iterable[str]) -> list[_Found]:
