@@ -26,6 +26,9 @@ from tatscli.core.files import claim_empty
 from tatscli.core.paths import find_checkpoint, remote_url, require_dataset
 from tatscli.errors import ConfigError, DataError
 
+GIVEN = "--context takes a video or a dataset"
+"""What given videos can be, for hints."""
+
 
 def continued(config: VQGANTrainConfig | GPTTrainConfig, resume: Path | None) -> Path | None:
     """The run that goes on; None where a new one starts."""
@@ -167,7 +170,7 @@ def require_given(path: Path) -> None:
         DataError: They are not.
     """
     if not path.exists():
-        raise DataError(f"{path} does not exist", "--context takes a video or a dataset")
+        raise DataError(f"{path} does not exist", GIVEN)
 
 
 def require_data(data: Path) -> None:

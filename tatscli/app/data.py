@@ -222,7 +222,7 @@ def longest_clip(entries: Iterable[VideoEntry], clip: ClipConfig) -> int:
 def length_hint(entries: Sequence[VideoEntry], clip: ClipConfig) -> str:
     """What helps where all videos of a split are too short for a clip."""
     trained, held = ({e.path for e in entries if e.split == split} for split in SPLITS)
-    images = bool(clip.frame_rate) and any(entry.kind == "frames" for entry in entries)
+    images = 0 < clip.frame_rate < FOLDER_RATE and any(e.kind == "frames" for e in entries)
     divided = len(held) if trained == held else 0
     return _longer(longest_clip(entries, clip), divided, of_images=images)
 
@@ -233,15 +233,15 @@ def _longer(fits: int, divided: int, *, of_images: bool = False) -> str:
     Args:
         fits: The ``longest_clip``.
         divided: Videos, where a part of each is in each split, else 0.
-        of_images: Whether some are folders of images, read at a rate.
+        of_images: Whether some are folders of images, read at a lower rate than theirs.
     """
     ways = []
     if fits > 1:
         ways.append(f"--sequence-length {fits} or less fits both splits")
     if of_images:
         ways.append(
-            "--frame-rate 0 takes every image (a folder of images is one video, taken to have "
-            f"{FOLDER_RATE:g} frames per second)"
+            f"--frame-rate {FOLDER_RATE:g} takes every image (a folder of images is one video, "
+            f"taken to have {FOLDER_RATE:g} frames per second)"
         )
     if divided:
         which = "the only video" if divided == 1 else f"each of the {divided} videos"

@@ -191,10 +191,13 @@ def test_a_folder_of_images_is_a_video_of_an_assumed_rate_and_that_is_said(tmp_p
     images(tmp_path / "pictures", 5)
     error = clips_of(tmp_path / "pictures", rate=8)
     assert "the first, pictures, has 2 frames at 8 fps of its 5 at 25" in error.message
-    assert "--frame-rate 0 takes every image" in error.hint
-    assert "25 frames per second" in error.hint
+    assert "--frame-rate 25 takes every image" in error.hint
+    assert "taken to have 25 frames per second" in error.hint
     assert "--sequence-length" not in error.hint  # of one frame, that helps nobody
-    assert "--frame-rate" not in clips_of(tmp_path / "pictures").hint
+    for rate in (0, 25):
+        error = clips_of(tmp_path / "pictures", rate=rate)
+        assert "has 5 frames" in error.message
+        assert "--frame-rate" not in error.hint
 
 
 def test_no_length_fits_where_nothing_is_left_to_train_on(tmp_path: Path) -> None:
