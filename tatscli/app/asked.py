@@ -18,10 +18,11 @@ from tatscli.app.fitting import check_sound_vqgan, check_tokenizer, read_sound_v
 from tatscli.app.given import GivenClips
 from tatscli.app.reporting import Reporter
 from tatscli.config.sample import ConditionConfig
-from tatscli.core.checkpoint import TrainedGPT, find_checkpoint
+from tatscli.core.checkpoint import TrainedGPT
 from tatscli.core.data.sound import Track, has_sound, read_sound, sound_patches, sound_span
 from tatscli.core.data.text import read_tokenizer
 from tatscli.core.models.gpt import condition_ids, drop_parts
+from tatscli.core.paths import find_checkpoint
 from tatscli.errors import ConfigError, DataError
 
 OPTIONS = {"label": "--label NAME", "text": "--text TEXT", "sound": "--audio FILE"}

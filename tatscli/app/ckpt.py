@@ -11,11 +11,11 @@ from tatscli.core.checkpoint import (
     TrainedGPT,
     TrainedVQGAN,
     continues_a_run,
-    find_checkpoint,
     read_trained,
     require_intact,
 )
 from tatscli.core.original import is_original, read_original
+from tatscli.core.paths import find_checkpoint
 from tatscli.errors import CheckpointError
 
 

@@ -1,15 +1,16 @@
 """Datasets: opening, checking and making them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
+from tatscli.app.ahead import made_by_tats, require_data
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.check import CheckConfig
 from tatscli.config.data import ClipConfig, DataConfig, GPTDataConfig
@@ -32,12 +33,13 @@ from tatscli.core.data.index import Problem, VideoEntry, VideoIndex, build_index
 from tatscli.core.data.sound import read_sound
 from tatscli.core.data.synth import SynthResult, write_dataset
 from tatscli.core.data.tokens import is_token_dataset
-from tatscli.core.data.video import read_frames
+from tatscli.core.data.video import FOLDER_RATE, read_frames
 from tatscli.errors import DataError
 
 SOUND_PIECE = 30.0
 """Seconds of sound that are held at once while it is checked."""
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 NAMED_PROBLEMS = 10
 """Files that are named one by one; of more, the count."""
 
@@ -88,7 +90,7 @@ class VideoClips:
         # A row of a manifest may be wrong about a video that is not.
         unreadable = {p.path: p for p in self.index.problems if p.path not in readable}
         videos = len(readable) + len(unreadable)
-        return BadVideos(self.index.root, videos, self.max_bad, unreadable.values())
+        return BadVideos(self.dataset, videos, self.max_bad, unreadable.values())
 
     def training(self, seed: int, strict: bool) -> TrainClips:
         """Clips with random starts; ``strict``: one that cannot be decoded is an error."""
@@ -96,31 +98,28 @@ class VideoClips:
 
     def spread(self, split: Split, count: int) -> FixedClips:
         """At most so many fixed clips, spread evenly over a split."""
-        source = self._by_name(split)
+        source = self.source(split)
         return FixedClips(source, spread_clips(source, count))
 
     def every(self, split: Split, stride: int) -> FixedClips:
         """All clips of a split at a fixed stride."""
-        source = self._by_name(split)
+        source = self.source(split)
         return FixedClips(source, every_clip(source, stride))
 
-    def _by_name(self, split: Split) -> ClipSource:
+    def source(self, split: Split) -> ClipSource:
+        """Clips of a split."""
         return self.train if split == "train" else self.val
 
     def _source(self, split: Split) -> ClipSource:
         entries = self.index.split(split)
         if not entries:
-            name = "training" if split == "train" else "validation"
-            raise DataError(
-                f"{self.dataset}: no {name} video that can be read",
-                "'tats data check' names what cannot",
-            )
+            raise _no_video(self.dataset, split, len(self.index.problems))
         try:
             return ClipSource(entries, self.index.root, self.clip, self.wanted)
         except DataError as error:
-            fits = longest_clip(self.index.entries, self.clip)
             said = error.message.removeprefix(f"{self.index.root}: ")
-            raise DataError(f"{self.dataset}: {said}", error.hint or length_hint(fits)) from None
+            hint = error.hint or length_hint(self.index.entries, self.clip)
+            raise DataError(f"{self.dataset}: {said}", hint) from None
 
 
 def open_videos(
@@ -146,6 +145,7 @@ def open_videos(
         DataError: Nothing usable is left, too much is unreadable, or ``strict`` and anything would
             be left out.
     """
+    require_data(root)
     if is_token_dataset(root):
         raise DataError(
             f"{root} holds tokens, and videos are needed",
@@ -153,6 +153,7 @@ def open_videos(
         )
     with reporter.task("indexing", "videos") as task:
         index = build_index(root, strict=strict, progress=lambda n, of: task.update(n, of))
+    _warn_of_outputs(index, root, reporter)
     clips = VideoClips(index, clip, wanted, max_bad, root)
     clips.bad.check()
     if clips.problems and strict:
@@ -170,6 +171,34 @@ def open_data(
     return open_videos(data.data, clip, reporter, wanted, strict=data.strict, max_bad=data.max_bad)
 
 
+def _no_video(dataset: Path, split: Split, unreadable: int) -> DataError:
+    """The error for a dataset with nothing in a split."""
+    missing = f"{dataset}: no {'training' if split == 'train' else 'validation'} video"
+    if unreadable:
+        return DataError(
+            f"{missing} is left; of those that cannot be read there are {unreadable}",
+            "mend or remove what cannot be read ('tats data check' names it), or add videos",
+        )
+    return DataError(
+        missing, f"put some into {split}/, or name some in a manifest, with the split {split}"
+    )
+
+
+def _warn_of_outputs(index: VideoIndex, dataset: Path, reporter: Reporter) -> None:
+    """Say which folders of a dataset are runs and samples; a manifest names what it means."""
+    if not dataset.is_dir():
+        return
+    above = {entry.path: PurePosixPath(entry.path).parents[:-1] for entry in index.entries}
+    folders = {folder for parents in above.values() for folder in parents}
+    made = {folder for folder in folders if made_by_tats(index.root / folder)}
+    if count := sum(bool(made & {*parents}) for parents in above.values()):
+        reporter.warn(
+            f"{count} of the {len(above)} videos of {dataset} are what tats wrote: they are in "
+            f"{', '.join(sorted(map(str, made))[:NAMED_PROBLEMS])}; give the folder of the real "
+            "ones alone"
+        )
+
+
 def _note_silent(clips: VideoClips, reporter: Reporter) -> None:
     """Count the videos that lack the sound that is wanted of them."""
     entries, wanted = clips.index.entries, clips.wanted
@@ -181,19 +210,48 @@ def _note_silent(clips: VideoClips, reporter: Reporter) -> None:
 
 
 def longest_clip(entries: Iterable[VideoEntry], clip: ClipConfig) -> int:
-    """Frames that clips can span in both splits; 0 where there are none."""
-    lengths: dict[str, int] = {}
+    """Frames that clips can span in both splits; 0 where one has no video."""
+    lengths: dict[str, int] = dict.fromkeys(SPLITS, 0)
     for entry in entries:
         own = grid_length(entry, clip.frame_rate)
-        lengths[entry.split] = max(lengths.get(entry.split, 0), own)
-    fits = min(lengths.values(), default=0)
+        lengths[entry.split] = max(lengths[entry.split], own)
+    fits = min(lengths.values())
     return fits - fits % clip.sample_every_n_frames
 
 
-def length_hint(fits: int) -> str:
-    """What helps where videos are too short, given the ``longest_clip``."""
-    longer = "add longer videos, or more of them"
-    return f"--sequence-length {fits} or less fits both splits; or {longer}" if fits else longer
+def length_hint(entries: Sequence[VideoEntry], clip: ClipConfig) -> str:
+    """What helps where all videos of a split are too short for a clip."""
+    trained, held = ({e.path for e in entries if e.split == split} for split in SPLITS)
+    images = 0 < clip.frame_rate < FOLDER_RATE and any(e.kind == "frames" for e in entries)
+    divided = len(held) if trained == held else 0
+    return _longer(longest_clip(entries, clip), divided, of_images=images)
+
+
+def _longer(fits: int, divided: int, *, of_images: bool = False) -> str:
+    """What helps where videos are too short.
+
+    Args:
+        fits: The ``longest_clip``.
+        divided: Videos, where a part of each is in each split, else 0.
+        of_images: Whether some are folders of images, read at a lower rate than theirs.
+    """
+    ways = []
+    if fits > 1:
+        ways.append(f"--sequence-length {fits} or less fits both splits")
+    if of_images:
+        ways.append(
+            f"--frame-rate {FOLDER_RATE:g} takes every image (a folder of images is one video, "
+            f"taken to have {FOLDER_RATE:g} frames per second)"
+        )
+    if divided:
+        which = "the only video" if divided == 1 else f"each of the {divided} videos"
+        ways.append(
+            f"add videos, or put others into val/ (by default, the last tenth of {which} is held "
+            "out)"
+        )
+    else:
+        ways.append("add longer videos, or more of them")
+    return "; or ".join(ways)
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -227,8 +285,8 @@ def synthesise(folder: Path, config: SynthConfig, reporter: Reporter | None = No
         return write_dataset(folder, config, lambda done, total: task.update(done, total))
 
 
-def decodable(clips: FixedClips) -> tuple[FixedClips, list[Problem]]:
-    """The clips that can be decoded, and what is wrong with the others.
+def decodable(clips: FixedClips, dataset: Path) -> tuple[FixedClips, list[Problem]]:
+    """The clips of a dataset that can be decoded, and what is wrong with the others.
 
     Raises:
         DataError: None can.
@@ -244,7 +302,7 @@ def decodable(clips: FixedClips) -> tuple[FixedClips, list[Problem]]:
             addresses.append(address)
     if not addresses:
         raise DataError(
-            f"{clips.source.root}: none of {len(problems)} validation clips can be decoded; "
+            f"{dataset}: none of {len(problems)} validation clips can be decoded; "
             f"the first: {problems[0].path}: {problems[0].reason}",
             "'tats data check' names the files that cannot be read",
         )
@@ -304,8 +362,10 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         DataError: No video can be decoded, or ``config.strict`` and anything is wrong.
     """
     reporter = reporter or Silent()
+    require_data(folder)
     with reporter.task("indexing", "videos") as task:
         index = build_index(folder, progress=lambda n, of: task.update(n, of))
+    _warn_of_outputs(index, folder, reporter)
     files = {entry.path: entry for entry in index.entries}
     unreadable = [f"{p.path}: {p.reason}" for p in index.problems]
     decoded: set[str] = set()
@@ -327,12 +387,14 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
     clip = ClipConfig(
         resolution=8, sequence_length=config.sequence_length, frame_rate=config.frame_rate
     )
+    videos = VideoClips(replace(index, entries=tuple(usable)), clip, FRAMES, 1.0, folder)
     too_short: list[str] = []
     clips = 0
-    for split in ("train", "val"):
-        entries = [entry for entry in usable if entry.split == split]
+    for split in SPLITS:
+        if not videos.index.split(split):
+            continue
         try:
-            source = ClipSource(entries, index.root, clip)
+            source = videos.source(split)
         except DataError as error:
             too_short.append(error.message)
             continue
@@ -365,7 +427,31 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         raise DataError(f"{folder}: {len(wrong)} problems; the first: {wrong[0]}")
     if result.sound:
         reporter.note("nothing is wrong")
+    if unreadable:
+        reporter.warn(
+            f"{len(unreadable)} of {len(index.problems) + len(files)} videos of {folder} cannot be "
+            "read; training leaves them out, and with --strict refuses them"
+        )
     return result
+
+
+def require_clips(found: CheckResult, config: CheckConfig) -> None:
+    """There must be something to train on, and to validate with.
+
+    Raises:
+        DataError: There is not.
+    """
+    counts = (found.training_videos, found.validation_videos)
+    for split, count in zip(SPLITS, counts, strict=True):
+        if not count:
+            raise _no_video(found.folder, split, len(found.unreadable))
+    if (fits := found.longest_clip_in_both_splits) < config.sequence_length:
+        divided = counts[0] if {*counts, sum(found.sizes.values())} == {counts[0]} else 0
+        raise DataError(
+            f"{found.folder}: no {'validation' if found.training_clips else 'training'} video is "
+            f"long enough for a clip of {config.sequence_length} frames",
+            _longer(fits, divided),
+        )
 
 
 def _decode_all(root: Path, entry: VideoEntry) -> str:

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tatscli.app.data import Split, VideoClips, open_data, problem_of
+from tatscli.app.ahead import check_decoding, check_encoding
+from tatscli.app.data import SPLITS, Split, VideoClips, open_data, problem_of
 from tatscli.app.devices import choose_device, devices_notes, place
 from tatscli.app.fitting import (
     clips_for,
@@ -45,7 +46,6 @@ from tatscli.core.data.tokens import (
 )
 from tatscli.core.data.video import Frames, to_uint8, video_writer
 from tatscli.core.failures import explained
-from tatscli.core.files import claim_empty
 from tatscli.core.models.inference import vqgan_for_inference
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.ranks import Rank, each_batch, gathered
@@ -53,7 +53,6 @@ from tatscli.core.sampling.decode import WHOLE_FRAMES, decode_stream, encode_str
 from tatscli.core.training.placement import choose_workers
 from tatscli.errors import DataError
 
-SPLITS: tuple[Split, ...] = ("train", "val")
 COMPARED = 4
 """Clips that are encoded in float32 too, to say what another precision changes."""
 
@@ -167,6 +166,7 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
             tokens.
     """
     reporter = reporter or Silent()
+    check_encoding(config)
     options, precision = config.encode, config.compute.precision
     placement = place(config.compute)
     for text in devices_notes(config.compute, placement):
@@ -216,12 +216,12 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
             given than they were made with.
     """
     reporter = reporter or Silent()
+    check_decoding(config)
     options = config.decode
     tokens = local_tokens(tokens, reporter)
     manifest = open_tokens(tokens, reporter)
     vqgan = read_vqgan(options.vqgan or tokens)
     check_fingerprint(manifest, vqgan, tokens, options.vqgan)
-    claim_empty(options.out, "choose another --out")
     device = choose_device(config.compute.device)
     vqgan_for_inference(vqgan.model, device, config.compute.precision)
     rate = vqgan.rate or DEFAULT_RATE

@@ -13,6 +13,7 @@ import av
 import torch
 
 from tatscli import __version__
+from tatscli.app.ahead import check_sides
 from tatscli.app.devices import devices_notes, place
 from tatscli.app.fvd_features import OFFICIAL, OWN, RANDOM, Network, features_of
 from tatscli.app.fvd_sides import About, Side, by_chance
@@ -241,11 +242,7 @@ class _Comparing:
         real_rate: float = 0.0,
     ) -> list[FVDResult]:
         """The result for each protocol."""
-        for folder in (real, fake):
-            if not folder.exists():
-                raise DataError(
-                    f"{folder} does not exist", "give two folders of videos: REAL and FAKE"
-                )
+        check_sides(real, fake)
         if stored_kind(fake) == "moments":
             raise DataError(f"{fake}: only the real side may be a mean and covariance")
         if stored_kind(real) == "moments":

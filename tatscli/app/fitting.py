@@ -8,8 +8,9 @@ from tatscli.app.reporting import Reporter
 from tatscli.config.data import SOUND_FRAME, ClipConfig, GPTDataConfig
 from tatscli.config.files import flag
 from tatscli.config.vqgan import SOUND_CHANNELS, VIDEO_CHANNELS
-from tatscli.core.checkpoint import TrainedVQGAN, find_checkpoint, read_vqgan
+from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan
 from tatscli.core.data.text import TextTokenizer
+from tatscli.core.paths import find_checkpoint
 from tatscli.errors import CheckpointError, ConfigError
 
 

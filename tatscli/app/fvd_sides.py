@@ -111,7 +111,7 @@ class Side:
         self._span = (options.frames - 1) * stride + 1
         short = self._short()
         self.left_out = [*unread, *(short.values() if options.short != "pad" else ())]
-        self._bad = BadVideos(index.root, len(entries) + len(unread), options.max_bad, unread)
+        self._bad = BadVideos(root, len(entries) + len(unread), options.max_bad, unread)
         if self.left_out and (options.strict or (short and options.short == "error")):
             first = self.left_out[0]
             way = "leave out --strict" if options.strict else "--short skip leaves it out"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tatscli.app.ahead import GIVEN, require_given
 from tatscli.app.data import name_problems, spread
 from tatscli.app.reporting import Reporter
 from tatscli.config.data import ClipConfig
@@ -25,7 +26,6 @@ from tatscli.core.data.index import (
 from tatscli.core.data.video import Frames, read_frames, to_float
 from tatscli.errors import ConfigError, DataError
 
-_CONTEXT = "--context takes a video or a dataset"
 TRUTH_PIECE = 64
 """Frames of a real video held at once while it is copied."""
 
@@ -111,8 +111,7 @@ def open_given(
     Raises:
         DataError: There is no video of so many frames.
     """
-    if not path.exists():
-        raise DataError(f"{path} does not exist", _CONTEXT)
+    require_given(path)
     root, entries, classes = _entries(path, reporter)
     stride = clip.sample_every_n_frames
     lengths = [grid_length(entry, clip.frame_rate) // stride for entry in entries]
@@ -177,7 +176,7 @@ def _entries(path: Path, reporter: Reporter) -> tuple[Path, list[VideoEntry], tu
         try:
             root, entry = single_video(path)
         except DataError as error:
-            raise DataError(error.message, error.hint or _CONTEXT) from error
+            raise DataError(error.message, error.hint or GIVEN) from error
         return root, [entry], ()
     with reporter.task("indexing", "videos") as task:
         index = build_index(path, progress=lambda done, of: task.update(done, of))

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatscli.app.data import SPLITS
 from tatscli.app.devices import choose_device, place
-from tatscli.app.encode import SPLITS, Encoder, Encoding, open_encoding
+from tatscli.app.encode import Encoder, Encoding, open_encoding
 from tatscli.app.estimate import Part
 from tatscli.app.plan_train import check_free, program_seconds, temporary_folder
 from tatscli.app.reporting import NoTask, Reporter, Silent, Task

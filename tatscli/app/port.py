@@ -28,7 +28,6 @@ from tatscli.core.checkpoint import (
     HEADER,
     TrainedGPT,
     TrainedVQGAN,
-    find_checkpoint,
     read_trained,
     save_gpt,
     save_original,
@@ -44,6 +43,7 @@ from tatscli.core.metrics.reconstruction import psnr
 from tatscli.core.models.gpt import condition_ids
 from tatscli.core.models.receptive import pools_over_time
 from tatscli.core.original import JUDGES, holds_gpt, is_original, read_original
+from tatscli.core.paths import find_checkpoint
 from tatscli.core.training.losses import token_loss
 from tatscli.errors import CheckpointError, ConfigError, DataError, RunError
 

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tatscli.app.ahead import check_reconstruction
 from tatscli.app.data import Split, VideoClips, name_problems, open_data
 from tatscli.app.devices import choose_device
 from tatscli.app.fitting import clips_for
@@ -30,7 +31,7 @@ from tatscli.core.data.index import Problem
 from tatscli.core.data.synth import SHAPES, shape_clip, sound_clip
 from tatscli.core.data.video import to_float, to_uint8
 from tatscli.core.failures import explained
-from tatscli.core.files import claim_empty, unwritable
+from tatscli.core.files import unwritable
 from tatscli.core.metrics.agnosticity import TimeAgnosticity, least_frames, time_agnosticity
 from tatscli.core.metrics.baselines import best_constant_image
 from tatscli.core.metrics.features import video_features
@@ -182,9 +183,9 @@ def evaluate_vqgan(
         DataError: There is no clip, too much is unreadable, or the folder for files is taken.
     """
     reporter = reporter or Silent()
+    check_reconstruction(checkpoint, config)
     out = config.eval.out
     if out is not None:
-        claim_empty(out, "choose another --out")
         # An error now rather than when all is computed.
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -508,7 +509,7 @@ def _readable(
             task.update(number + 1)
     if total is None:
         raise DataError(
-            f"{clips.source.root}: none of {len(problems)} clips can be decoded; "
+            f"{videos.dataset}: none of {len(problems)} clips can be decoded; "
             f"the first: {problems[0].path}: {problems[0].reason}",
             "'tats data check' names the files that cannot be read",
         )

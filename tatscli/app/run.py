@@ -4,6 +4,8 @@
 command, hardware and status; beside them ``checkpoints/``, ``metrics.csv`` with the figures of the
 run and ``timings.csv`` with those of the machine (see ``read_figures``), TensorBoard events in
 ``events/``, pictures in ``samples/`` and, where there are any, ``bad_videos.jsonl``.
+
+Importing this loads no torch, so that a folder that cannot be used is an error at once.
 """
 
 import json
@@ -18,14 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tatscli import __version__
 from tatscli.app.launch import is_helper
-from tatscli.app.reporting import Reporter
+from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.base import Config
 from tatscli.config.files import dump
-from tatscli.core.checkpoint import require_intact, step_of
 from tatscli.core.files import UNFINISHED, claim_empty, written_whole
 from tatscli.errors import CheckpointError, RunError
 
@@ -82,15 +81,10 @@ class RunFolder:
         run = cls(path)
         if is_helper():
             return run
-        if anew and run.config.is_file() and not run.has_saved:
+        run.require_free(anew=anew)
+        if anew:
             for file in (run.metrics, run.timings):
                 file.unlink(missing_ok=True)
-        else:
-            hint = "choose another --out"
-            if run.config.is_file():
-                how = f"--resume {path}" if run.has_saved else "--resume auto"
-                hint = f"continue that run with {how}, or {hint}"
-            claim_empty(path, hint, RunError)
         try:
             run.samples.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -98,6 +92,37 @@ class RunFolder:
                 f"cannot create {path}: {error.strerror}", "choose another --out"
             ) from None
         return run
+
+    def require_free(self, *, anew: bool = False) -> None:
+        """Make sure that a new run can have the folder; see ``create``.
+
+        Raises:
+            RunError: It holds something else already.
+        """
+        if is_helper() or (anew and self.config.is_file() and not self.has_saved):
+            return
+        hint = "choose another --out"
+        if self.config.is_file():
+            how = f"--resume {self.path}" if self.has_saved else "--resume auto"
+            hint = f"continue that run with {how}, or {hint}"
+        claim_empty(self.path, hint, RunError)
+
+    def require_saved(self) -> None:
+        """Make sure that the folder holds a run that can be continued.
+
+        Raises:
+            RunError: It is no run folder, or has not saved yet.
+        """
+        if not self.config.is_file():
+            raise RunError(
+                f"{self.path} is no run folder: it has no config.yaml",
+                "--resume takes the folder that an earlier training wrote, its --out",
+            )
+        if not self.has_saved:
+            raise RunError(
+                f"{self.path} has saved no checkpoint yet ({self.last} is missing)",
+                "start it again with --resume auto, which takes over such a folder, or remove it",
+            )
 
     @classmethod
     def reopen(cls, path: Path) -> "RunFolder":
@@ -107,13 +132,7 @@ class RunFolder:
             RunError: It is no run folder, or has not saved yet.
         """
         run = cls(path)
-        if not run.config.is_file():
-            raise RunError(f"{path} is no run folder: it has no config.yaml")
-        if not run.has_saved:
-            raise RunError(
-                f"{path} has saved no checkpoint yet ({run.last} is missing)",
-                "start it again with --resume auto, which takes over such a folder, or remove it",
-            )
+        run.require_saved()
         if not is_helper():
             run.samples.mkdir(exist_ok=True)
             for unfinished in run.last.parent.glob(UNFINISHED):
@@ -126,6 +145,8 @@ class RunFolder:
         Raises:
             RunError: None is; the message names each with the reason.
         """
+        from tatscli.core.checkpoint import require_intact, step_of  # with torch
+
         steps: dict[Path, int] = {}
         reasons: dict[Path, str] = {}
         for file in self._checkpoints():
@@ -217,6 +238,34 @@ class RunFolder:
             write_atomically(self._record_file, json.dumps(record, indent=2) + "\n")
 
 
+def newest_gpt(runs: Path = Path("runs"), reporter: Reporter | None = None) -> Path:
+    """The GPT run below a folder that saved last.
+
+    Args:
+        runs: The folder.
+        reporter: Told about runs whose record is damaged; they are passed over.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    found: list[tuple[float, Path]] = []
+    for record in runs.glob("*/run.json"):
+        last = RunFolder(record.parent).last
+        try:
+            kind = json.loads(record.read_text(encoding="utf-8"))["kind"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            (reporter or Silent()).warn(f"passed over {record.parent}: its run.json: {error!r}")
+            continue
+        if kind == "gpt" and last.is_file():
+            found.append((last.stat().st_mtime, record.parent))
+    if not found:
+        raise CheckpointError(
+            f"--gpt is not given, and there is no GPT run in {runs}",
+            "give --gpt RUN, or train one: tats gpt train --data DIR --vqgan RUN",
+        )
+    return max(found)[1]
+
+
 def write_atomically(file: Path, text: str) -> None:
     """Write a text file so that a reader finds the old content or the new.
 
@@ -259,6 +308,8 @@ def read_figures(file: Path, *, strict: bool = True) -> dict[str, list[tuple[int
 
 
 def _machine() -> dict[str, Any]:
+    import torch
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"system": platform.platform(), "cores": os.cpu_count(), "gpus": gpus}
 

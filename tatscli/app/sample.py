@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatscli.app.ahead import check_comparison, check_sampling, free_folder
 from tatscli.app.asked import SoundFile, Wishes, read_texts, wishes
 from tatscli.app.devices import choose_device
 from tatscli.app.evaluate import FVDResult, evaluate_fvd
@@ -36,7 +37,6 @@ from tatscli.config.sample import (
     SampleShortConfig,
 )
 from tatscli.core import weights
-from tatscli.core.checkpoint import find_checkpoint
 from tatscli.core.data.sound import Track
 from tatscli.core.data.video import (
     Frames,
@@ -49,9 +49,10 @@ from tatscli.core.data.video import (
     write_png,
 )
 from tatscli.core.failures import explained
-from tatscli.core.files import claim_empty, unwritable
+from tatscli.core.files import unwritable
 from tatscli.core.models.i3d import MIN_FRAMES
 from tatscli.core.models.vqgan import VQGAN
+from tatscli.core.paths import find_checkpoint
 from tatscli.core.sampling.decode import decode_stream
 from tatscli.errors import ConfigError, DataError
 
@@ -217,6 +218,7 @@ def short(config: SampleShortConfig, reporter: Reporter | None = None) -> Sample
         ConfigError: The model cannot do what is asked.
     """
     reporter = reporter or Silent()
+    check_sampling("short", config)
     _note_unused(config.real, reporter)
     return _write_folder("short", short_sampler(config.sample, reporter), config, reporter)
 
@@ -229,6 +231,7 @@ def long(config: SampleLongConfig, reporter: Reporter | None = None) -> SampleRe
         ConfigError: Length, context or latent side do not fit the model.
     """
     reporter = reporter or Silent()
+    check_sampling("long", config)
     _note_unused(config.real, reporter)
     sampler = long_sampler(config.sample, config.window, reporter)
     return _write_folder("long", sampler, config, reporter, frames=config.window.frames)
@@ -511,9 +514,7 @@ def decoded_pieces(vqgan: VQGAN, codes: Tensor, frames: int) -> Iterator[Frames]
 
 
 def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str) -> Path:
-    default = f"{kind}-k{chosen.top_k}-p{chosen.top_p:g}-t{chosen.temperature:g}-s{config.seed}"
-    folder = config.out / (config.name or default)
-    claim_empty(folder, "choose another --name, or remove it")
+    folder = free_folder(config, chosen, kind)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -597,10 +598,7 @@ def _check_comparison(real: RealDataConfig, frames: int) -> None:
             f"--compute-fvd needs samples of at least {MIN_FRAMES} frames, these have {frames}",
             f"leave it out, or use tats sample long --frames {MIN_FRAMES} or more",
         )
-    if real.data is None:
-        raise ConfigError("--compute-fvd needs real videos", "add --data DIR")
-    if not real.data.exists():
-        raise DataError(f"{real.data} does not exist", "give real videos with --data")
+    check_comparison(real)
     weights.locate("i3d")
 
 

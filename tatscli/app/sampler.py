@@ -3,7 +3,6 @@
 Letters: B samples, C channels, T frames, H W pixels; t h w latent grid.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,16 @@ from torch import Tensor
 
 from tatscli.app.asked import Asked, window_condition
 from tatscli.app.pictures import DEFAULT_RATE
-from tatscli.app.reporting import Reporter, Silent, Task
-from tatscli.app.run import RunFolder
+from tatscli.app.reporting import Reporter, Task
+from tatscli.app.run import newest_gpt
 from tatscli.config.compute import Precision
 from tatscli.config.sample import FilterConfig, LongFilterConfig, SampleConfig, WindowConfig
-from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, find_checkpoint, read_gpt
+from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, read_gpt
 from tatscli.core.failures import explained
 from tatscli.core.memory import free_memory
 from tatscli.core.models.gpt import GPT, sequence_bytes
 from tatscli.core.models.inference import gpt_for_inference, vqgan_for_inference
+from tatscli.core.paths import find_checkpoint
 from tatscli.core.sampling.decode import encode_stream
 from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import (
@@ -253,34 +253,6 @@ def long_sampler(config: SampleConfig, window: WindowConfig, reporter: Reporter)
     sampler = Sampler(path, trained, infill, length, window.temporal_sample_pos)
     _check_context(sampler)
     return sampler
-
-
-def newest_gpt(runs: Path = Path("runs"), reporter: Reporter | None = None) -> Path:
-    """The GPT run below a folder that saved last.
-
-    Args:
-        runs: The folder.
-        reporter: Told about runs whose record is damaged; they are passed over.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    found: list[tuple[float, Path]] = []
-    for record in runs.glob("*/run.json"):
-        last = RunFolder(record.parent).last
-        try:
-            kind = json.loads(record.read_text(encoding="utf-8"))["kind"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            (reporter or Silent()).warn(f"passed over {record.parent}: its run.json: {error!r}")
-            continue
-        if kind == "gpt" and last.is_file():
-            found.append((last.stat().st_mtime, record.parent))
-    if not found:
-        raise CheckpointError(
-            f"--gpt is not given, and there is no GPT run in {runs}",
-            "give --gpt RUN, or train one: tats gpt train --data DIR --vqgan RUN",
-        )
-    return max(found)[1]
 
 
 def _open(config: SampleConfig, reporter: Reporter) -> tuple[TrainedGPT, Path]:

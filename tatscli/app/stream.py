@@ -13,7 +13,6 @@ from tatscli.config.stream import ConvertConfig
 from tatscli.config.train import LoopConfig
 from tatscli.core.data.clips import Wanted
 from tatscli.core.data.index import cache_folder
-from tatscli.core.data.remote import remote_url
 from tatscli.core.data.stream import (
     SHARE,
     Store,
@@ -22,6 +21,7 @@ from tatscli.core.data.stream import (
     can_stream,
     write_stream,
 )
+from tatscli.core.paths import remote_url
 
 if TYPE_CHECKING:
     from tatscli.core.training.engine import Clips

@@ -14,7 +14,7 @@ from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.tokens import MergeConfig, VerifyConfig
 from tatscli.core.data.clips import Wanted
 from tatscli.core.data.index import Problem, Split, cache_folder
-from tatscli.core.data.remote import fetch_tokens, remote_manifest, remote_url
+from tatscli.core.data.remote import fetch_tokens, remote_manifest
 from tatscli.core.data.tokens import (
     REWRITING,
     SoundTokens,
@@ -34,9 +34,19 @@ from tatscli.core.data.tokens import (
     vqgans_of,
 )
 from tatscli.core.files import written_whole
+from tatscli.core.paths import remote_url
 from tatscli.errors import ConfigError, DataError
 
-_ALIKE = ("fingerprint", "codes", "grid", "clip", "stride", "sound", "precision")
+_ALIKE = {
+    "fingerprint": "--vqgan",
+    "codes": "--vqgan",
+    "grid": "--resolution and --sequence-length",
+    "clip": "--resolution, --sequence-length and --frame-rate",
+    "stride": "--stride",
+    "sound": "--sound-vqgan and --missing-sound",
+    "precision": "--precision",
+}
+"""What datasets that are merged must agree in, and the options of tats encode that decide it."""
 
 
 @dataclass(frozen=True)
@@ -312,13 +322,13 @@ def _damaged(folder: Path, manifest: TokenManifest, reporter: Reporter) -> tuple
 def _refuse_another_kind(
     first: Path, model: TokenManifest, folder: Path, manifest: TokenManifest
 ) -> None:
-    for field in _ALIKE:
+    for field, options in _ALIKE.items():
         wanted, found = getattr(model, field), getattr(manifest, field)
         if wanted != found:
             named = "VQGAN" if field == "fingerprint" else field
             raise DataError(
                 f"{first} and {folder} differ in {named}: {_said(wanted)} and {_said(found)}",
-                "encode the videos of one again, with the settings of the other",
+                f"tats encode the videos of one again, with the {options} of the other",
             )
 
 

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from tatscli.app.ahead import check_training, continued
 from tatscli.app.architecture import gpt_architecture, keep_dropout, settle_gpt, settle_vqgan
 from tatscli.app.data import open_data, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
@@ -146,9 +147,9 @@ def _train(
 ) -> TrainResult:
     """What both stages do, around the job that each prepares."""
     _check_requeue(config.compute)
+    check_training(config, resume)
     anew = resume == AUTO
-    if anew:
-        resume = config.folder if RunFolder(config.folder).has_saved else None
+    resume = continued(config, resume)
     source: Path | None = None
     if resume:
         run = RunFolder.reopen(resume)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Subset
 
-from tatscli.app.data import VideoClips, decodable, name_problems, open_data, spread
-from tatscli.app.encode import SPLITS, check_fingerprint
+from tatscli.app.data import SPLITS, VideoClips, decodable, name_problems, open_data, spread
+from tatscli.app.encode import check_fingerprint
 from tatscli.app.fitting import (
     check_sound_vqgan,
     check_tokenizer,
@@ -26,7 +26,6 @@ from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, read_vqgan
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import Wanted
 from tatscli.core.data.index import VideoEntry
-from tatscli.core.data.remote import remote_url
 from tatscli.core.data.stream import StreamManifest
 from tatscli.core.data.text import TextTokenizer, read_tokenizer, train_tokenizer
 from tatscli.core.data.tokens import (
@@ -36,6 +35,7 @@ from tatscli.core.data.tokens import (
     TokenManifest,
     is_token_dataset,
 )
+from tatscli.core.paths import remote_url
 from tatscli.core.training.engine import Clips
 from tatscli.errors import ConfigError, DataError
 
@@ -322,7 +322,7 @@ def must_be_heard(videos: VideoClips, asked: str) -> None:
     entries = videos.index.entries
     if not any(entry.has_sound for entry in entries):
         raise DataError(
-            f"{asked}, but none of the {len(entries)} videos of {videos.index.root} has sound",
+            f"{asked}, but none of the {len(entries)} videos of {videos.dataset} has sound",
             "sound is a video's own track, or a .wav beside it",
         )
 
@@ -353,7 +353,7 @@ def video_clips(videos: VideoClips, config: StageConfig, reporter: Reporter) -> 
     """
     train = videos.training(config.train.seed, config.data.strict)
     # Validation has no clips to spare: one that breaks hours into the run would end it.
-    held, problems = decodable(videos.spread("val", config.train.val_clips))
+    held, problems = decodable(videos.spread("val", config.train.val_clips), videos.dataset)
     if problems and config.data.strict:
         first = problems[0]
         raise DataError(f"{videos.index.root}/{first.path}: {first.reason}", "leave out --strict")

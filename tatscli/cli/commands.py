@@ -6,12 +6,15 @@ name do, and these need nothing but the names and the first lines of help, which
 
 import functools
 import inspect
+import re
 from collections import UserDict
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer._click.exceptions import UsageError  # what Typer raises, which has no public name
 from typer.core import TyperCommand, TyperGroup
 
 Quiet = Annotated[
@@ -102,6 +105,31 @@ class Commands(TyperGroup):
         """Name of the command that is meant, the command itself, and its arguments."""
         name, _, rest = super().resolve_command(ctx, args)
         return name, None if name is None else self.commands[name], rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that is meant; a usage error says what may have been meant instead."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            error.message = _advised(error)
+            raise
+
+
+def _advised(error: UsageError) -> str:
+    """The message of a usage error, and the choice, command or option that is near to it."""
+    message = error.message.removeprefix("Value error, ")
+    if wrong := re.fullmatch(r"'(.*?)' is not one of (.*)\.", message):
+        near = get_close_matches(wrong[1], re.findall("'(.*?)'", wrong[2]), 1)
+        return f"{message} Did you mean '{near[0]}'?" if near else message
+    if (context := error.ctx) is None:
+        return message
+    group = context.command
+    if isinstance(group, TyperGroup) and re.fullmatch("No such command '.*'[.]", message):
+        return f"{message} There are {', '.join(group.list_commands(context))}."
+    extra = re.fullmatch(r"Got unexpected extra argument\(s\) \((.*)\)", message)
+    if extra and "data" in context.params and context.params["data"] is None:
+        return f"{message}. Did you mean --data {extra[1]}?"
+    return message
 
 
 class _Imported(UserDict[str, Any]):

@@ -52,13 +52,22 @@ def copy(
     console.result(copy_preset(preset, file, force=force), as_json=json)
 
 
+def _next_word(invocation: typer.Context, incomplete: str) -> list[str]:
+    typed = tuple(invocation.params.get("command") or ())
+    known = dict(_commands(invocation.find_root().command, ()))
+    words = {path[len(typed)] for path in known if path[: len(typed)] == typed != path}
+    return sorted(word for word in words if word.startswith(incomplete))
+
+
 @app.command(epilog="Example: tats config show vqgan --preset tiny")
 def show(
     invocation: typer.Context,
     command: Annotated[
         list[str],
         typer.Argument(
-            metavar="COMMAND...", help="Such as vqgan train, or sample long; of vqgan alone, train."
+            metavar="COMMAND...",
+            help="Such as vqgan train, or sample long; of vqgan alone, train.",
+            autocompletion=_next_word,
         ),
     ],
     preset: Annotated[

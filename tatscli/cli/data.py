@@ -9,7 +9,6 @@ from tatscli.cli import console
 from tatscli.cli.options import Json, configured
 from tatscli.config.check import CheckConfig
 from tatscli.config.synth import SynthConfig
-from tatscli.errors import DataError
 
 app = typer.Typer(name="data", no_args_is_help=True, help="Make and check datasets.")
 
@@ -50,13 +49,11 @@ def check(
     json: Json = False,
 ) -> None:
     """Decode and count everything; name what is corrupt, too short, double or in both splits."""
-    from tatscli.app.data import check_data, length_hint
+    from tatscli.app.ahead import require_data
+
+    require_data(folder)
+    from tatscli.app.data import check_data, require_clips
 
     found = check_data(folder, config, console.Terminal())
     console.result(found, as_json=json)
-    if not found.training_clips:
-        raise DataError(
-            f"{folder}: no training video is long enough for a clip of "
-            f"{config.sequence_length} frames",
-            length_hint(found.longest_clip_in_both_splits),
-        )
+    require_clips(found, config)

@@ -20,6 +20,9 @@ def encode(config: EncodeConfig, json: Json = False) -> None:
     The folder can be given to tats gpt train and tats decode; it holds the VQGAN too. An encoding
     that was interrupted continues where it stopped.
     """
+    from tatscli.app.ahead import check_encoding
+
+    check_encoding(config)
     from tatscli.app.encode import encode as use_case
 
     console.result(use_case(config, console.Terminal()), as_json=json)
@@ -35,6 +38,9 @@ def decode(
     json: Json = False,
 ) -> None:
     """Turn tokens back into videos."""
+    from tatscli.app.ahead import check_decoding
+
+    check_decoding(config)
     from tatscli.app.encode import decode as use_case
 
     console.result(use_case(tokens, config, console.Terminal()), as_json=json)

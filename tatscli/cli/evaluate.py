@@ -56,6 +56,10 @@ def fvd(
         return
     if real is None or fake is None:
         raise UsageError("REAL and FAKE are needed", "tats eval fvd REAL FAKE, or --self-test")
+    from tatscli.app.ahead import check_network, check_sides
+
+    check_sides(real, fake)
+    check_network(config, real, fake)
     from tatscli.app.evaluate import evaluate_all, evaluate_fvd
 
     if config.fvd.all_protocols:
@@ -132,6 +136,9 @@ def features(
 
     The file takes the place of the videos: tats eval fvd real.npz samples/short.
     """
+    from tatscli.app.ahead import check_network
+
+    check_network(config, videos)
     from tatscli.app.evaluate import write_features
 
     found = write_features(videos, out, config, console.Terminal())

@@ -35,6 +35,9 @@ def train(
 
         console.text(preview(config, console.Terminal()))
         return
+    from tatscli.app.ahead import check_training
+
+    check_training(config, resume)
     from tatscli.app import train as use_case
 
     result = use_case.train_gpt(config, resume, console.Terminal())

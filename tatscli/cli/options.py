@@ -286,7 +286,7 @@ def _saved_folder(model: type[Config], layers: list[Layer]) -> Path | None:
     outs = [layer.values.get("train", {}).get("out") for layer in reversed(layers)]
     given = next(filter(None, outs), None)
     folder = Path(given) if given else resolve(model, layers).folder  # type: ignore[attr-defined]
-    from tatscli.app.run import RunFolder  # with torch
+    from tatscli.app.run import RunFolder
 
     return folder if RunFolder(folder).has_saved else None
 

@@ -25,6 +25,9 @@ def short(config: SampleShortConfig, json: Json = False) -> None:
     --context, samples go on from real videos, or show what those show. Writes one MP4 a sample, a
     grid, and samples.json with seeds and settings.
     """
+    from tatscli.app.ahead import check_sampling
+
+    check_sampling("short", config)
     from tatscli.app.sample import short as use_case
 
     console.result(use_case(config, console.Terminal()), as_json=json)
@@ -40,6 +43,9 @@ def long(config: SampleLongConfig, json: Json = False) -> None:
     samples go on from real videos, or show what those show. Writes one MP4 a sample, a grid, and
     samples.json with seeds and settings.
     """
+    from tatscli.app.ahead import check_sampling
+
+    check_sampling("long", config)
     from tatscli.app.sample import long as use_case
 
     console.result(use_case(config, console.Terminal()), as_json=json)

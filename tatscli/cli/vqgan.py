@@ -38,6 +38,9 @@ def train(
 
         console.text(preview(config, console.Terminal()))
         return
+    from tatscli.app.ahead import check_training
+
+    check_training(config, resume)
     from tatscli.app import train as use_case
 
     result = use_case.train_vqgan(config, resume, console.Terminal())
@@ -71,6 +74,9 @@ def evaluate(
     a generated one. Only a time-agnostic VQGAN can be sampled and decoded at any length without
     seams.
     """
+    from tatscli.app.ahead import check_reconstruction
+
+    check_reconstruction(checkpoint, config)
     from tatscli.app.reconstruct import evaluate_vqgan
 
     found = evaluate_vqgan(checkpoint, config, console.Terminal())

@@ -45,6 +45,7 @@ from tatscli.core.original import (
     published_vqgan,
     read_original,
 )
+from tatscli.core.paths import find_checkpoint
 from tatscli.errors import CheckpointError
 
 FORMAT = 1
@@ -341,26 +342,6 @@ def save_atomically(checkpoint: Mapping[str, Any], file: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise OSError(errno.ENOSPC, f"no room, or a broken disk: {error}") from error
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The file a checkpoint argument means: a file itself, or a run folder's best, else last.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist", "give a run folder or a checkpoint file")
-    names = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "vqgan.ckpt")
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(
-        f"{path} holds no checkpoint (looked for {', '.join(names)})",
-        "give a run folder that has saved at least once, or a checkpoint file",
-    )
 
 
 def step_of(file: Path) -> int:

@@ -7,11 +7,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
-from tatscli.app.data import check_data, open_videos
+from tatscli.app.data import check_data, open_videos, require_clips
 from tatscli.app.reporting import Silent
 from tatscli.config.check import CheckConfig
 from tatscli.config.data import ClipConfig
+from tatscli.core.data.index import build_index
 from tatscli.core.data.video import write_video
 from tatscli.errors import DataError
 
@@ -147,3 +149,99 @@ def test_videos_of_an_hdf5_file_are_checked(tmp_path: Path) -> None:
     videos = open_videos(file, clip, Silent())
     assert videos.rate == 25
     assert videos.spread("val", 1)[0].video.shape == (3, 4, 16, 16)
+
+
+class Warned(Silent):
+    """Keeps what was warned of."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+
+def clips_of(videos: Path, frames: int = 16, rate: float = 0.0) -> DataError:
+    """The error of opening a dataset for such clips."""
+    clip = ClipConfig(resolution=8, sequence_length=frames, frame_rate=rate)
+    with pytest.raises(DataError) as caught:
+        open_videos(videos, clip, Silent())
+    return caught.value
+
+
+def images(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / f"{number}.png")
+
+
+def test_of_a_single_video_the_last_tenth_is_held_out_and_that_is_said(tmp_path: Path) -> None:
+    write_video(tmp_path / "d" / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 8)
+    error = clips_of(tmp_path / "d")
+    assert "frames 18 to 19 of a.mp4, has 2 frames" in error.message
+    assert "--sequence-length 2 or less" in error.hint
+    assert "the last tenth of the only video is held out" in error.hint
+    found = check_data(tmp_path / "d", CheckConfig())
+    with pytest.raises(DataError, match="no validation video is long enough") as caught:
+        require_clips(found, CheckConfig())
+    assert caught.value.hint == error.hint
+
+
+def test_a_folder_of_images_is_a_video_of_an_assumed_rate_and_that_is_said(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", 5)
+    error = clips_of(tmp_path / "pictures", rate=8)
+    assert "the first, pictures, has 2 frames at 8 fps of its 5 at 25" in error.message
+    assert "--frame-rate 25 takes every image" in error.hint
+    assert "taken to have 25 frames per second" in error.hint
+    assert "--sequence-length" not in error.hint  # of one frame, that helps nobody
+    for rate in (0, 25):
+        error = clips_of(tmp_path / "pictures", rate=rate)
+        assert "has 5 frames" in error.message
+        assert "--frame-rate" not in error.hint
+
+
+def test_no_length_fits_where_nothing_is_left_to_train_on(tmp_path: Path) -> None:
+    for name in "ab":
+        images(tmp_path / name, 20)
+    [trained] = build_index(tmp_path).split("train")
+    (tmp_path / trained.path / "10.png").write_bytes(b"broken")
+    found = check_data(tmp_path, CheckConfig())
+    assert (found.training_videos, found.longest_clip_in_both_splits) == (0, 0)
+    assert found.too_short == []
+    with pytest.raises(DataError, match="no training video is left") as caught:
+        require_clips(found, CheckConfig())
+    assert "--sequence-length" not in caught.value.hint
+
+
+def test_an_empty_split_is_told_with_where_to_put_videos(tmp_path: Path) -> None:
+    write_video(tmp_path / "train" / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 8)
+    (tmp_path / "val").mkdir()
+    error = clips_of(tmp_path)
+    assert error.message == f"{tmp_path}: no validation video"
+    assert "val/" in error.hint
+
+
+def test_a_manifest_is_what_its_errors_name_and_unreadable_rows_are_warned_of(
+    tmp_path: Path,
+) -> None:
+    write_video(tmp_path / "a.mp4", np.zeros((6, 16, 16, 3), np.uint8), 8)
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,split\na.mp4,train\na.mp4,val\ngone.mp4,train\n")
+    reporter = Warned()
+    found = check_data(manifest, CheckConfig(), reporter)
+    assert [line.split(": ")[0] for line in found.too_short] == [str(manifest)] * 2
+    assert reporter.said[0].startswith(f"1 of 2 videos of {manifest} cannot be read")
+    clip = ClipConfig(resolution=8, sequence_length=4)
+    with pytest.raises(DataError, match=r"^1 of 2 videos of .*m\.csv cannot be read"):
+        open_videos(manifest, clip, Silent(), max_bad=0.1)
+
+
+def test_samples_and_runs_within_a_dataset_are_warned_of(tmp_path: Path) -> None:
+    for name in ("real/a.mp4", "long/0.mp4", "runs/v/samples/r.mp4"):
+        write_video(tmp_path / name, np.zeros((40, 16, 16, 3), np.uint8), 8)
+    (tmp_path / "long" / "samples.json").write_text('{"samples": [{"file": "0.mp4"}]}')
+    (tmp_path / "runs" / "v" / "run.json").write_text('{"kind": "gpt"}')
+    reporter = Warned()
+    open_videos(tmp_path, ClipConfig(resolution=8, sequence_length=4), reporter)
+    assert reporter.said[0].startswith(f"2 of the 3 videos of {tmp_path} are what tats wrote")
+    assert "long, runs/v" in reporter.said[0]

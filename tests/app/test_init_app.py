@@ -18,9 +18,10 @@ from tatscli.config.data import ClipConfig
 from tatscli.config.files import Layer, dump, read_compat, read_layer, resolve
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
 from tatscli.config.vqgan import VQGANConfig
-from tatscli.core.checkpoint import TrainedVQGAN, find_checkpoint, read_gpt, read_vqgan
+from tatscli.core.checkpoint import TrainedVQGAN, read_gpt, read_vqgan
 from tatscli.core.models.codebook import Codebook
 from tatscli.core.models.vqgan import VQGAN
+from tatscli.core.paths import find_checkpoint
 from tatscli.errors import CheckpointError, ConfigError, DataError
 
 State = dict[str, torch.Tensor]

@@ -16,7 +16,7 @@ from tatscli.app import port as module
 from tatscli.app import sample
 from tatscli.app.encode import decode, encode
 from tatscli.app.port import export_published, import_published
-from tatscli.app.sampler import newest_gpt
+from tatscli.app.run import newest_gpt
 from tatscli.app.train import train_gpt
 from tatscli.config.data import ClipConfig
 from tatscli.config.encode import DecodeConfig

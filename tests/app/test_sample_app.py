@@ -14,9 +14,8 @@ from tiny_app import Notes, long_config, short_config
 import tatscli
 from tatscli.app import sample as module
 from tatscli.app import sampler
-from tatscli.app.run import RunFolder
+from tatscli.app.run import RunFolder, newest_gpt
 from tatscli.app.sample import read_samples
-from tatscli.app.sampler import newest_gpt
 from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.data.video import probe, read_frames, to_uint8
 from tatscli.core.models.gpt import sequence_bytes

@@ -340,18 +340,22 @@ def test_merging_goes_on_where_it_stopped_and_ends_with_nothing_to_do(
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "named", "option"),
     [
-        ({"fingerprint": SOUND.model.fingerprint()}, "VQGAN: {0.fingerprint} and "),
-        ({"codes": 32}, "codes: 16 and 32"),
-        ({"clip": ClipConfig(resolution=16, sequence_length=4)}, "clip: .*=8 .* and .*=16 "),
-        ({"stride": 2}, "stride: 4 and 2"),
-        ({"precision": "bf16"}, "precision: float32 and bf16"),
-        ({"sound": HEARD}, "sound: None and VQGAN "),
+        ({"fingerprint": SOUND.model.fingerprint()}, "VQGAN: {0.fingerprint} and ", "--vqgan"),
+        ({"codes": 32}, "codes: 16 and 32", "--vqgan"),
+        (
+            {"clip": ClipConfig(resolution=16, sequence_length=4)},
+            "clip: .*=8 .* and .*=16 ",
+            "--resolution",
+        ),
+        ({"stride": 2}, "stride: 4 and 2", "--stride"),
+        ({"precision": "bf16"}, "precision: float32 and bf16", "--precision"),
+        ({"sound": HEARD}, "sound: None and VQGAN ", "--sound-vqgan"),
     ],
 )
 def test_datasets_of_another_kind_are_refused_with_both_values(
-    tmp_path: Path, changes: dict[str, Any], named: str
+    tmp_path: Path, changes: dict[str, Any], named: str, option: str
 ) -> None:
     first, second = made(tmp_path / "a", 1), made(tmp_path / "b", 2, **changes)
     if "fingerprint" in changes:
@@ -360,6 +364,7 @@ def test_datasets_of_another_kind_are_refused_with_both_values(
         merge_tokens([first, second], merge_config(tmp_path / "out"))
     for folder in (first, second):
         assert str(folder) in caught.value.message
+    assert f"the {option}" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 

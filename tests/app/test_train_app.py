@@ -26,8 +26,9 @@ from tatscli.config.train import (
     GPTTrainConfig,
     VQGANTrainConfig,
 )
-from tatscli.core.checkpoint import find_checkpoint, read_gpt, read_vqgan
+from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.models.vqgan import VQGAN
+from tatscli.core.paths import find_checkpoint
 from tatscli.core.training.placement import Placement
 from tatscli.errors import CheckpointError, ConfigError, DataError, DeviceError, RunError
 
@@ -78,7 +79,7 @@ def test_a_folder_that_holds_something_is_left_alone(data: Path, tmp_path: Path)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty; nothing was overwritten") as caught:
         train_vqgan(vqgan_config(data, tmp_path))
-    assert caught.value.hint == "choose another --out"
+    assert "--out" in caught.value.hint
     assert files(tmp_path) == {"notes.txt"}
     with pytest.raises(RunError, match=r"notes\.txt is a file, and a folder"):
         train_vqgan(vqgan_config(data, tmp_path / "notes.txt"))

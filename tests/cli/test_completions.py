@@ -42,6 +42,13 @@ def test_commands_complete(complete):
     assert complete("tats sample ") == ["short", "long"]
 
 
+def test_commands_with_settings_complete_word_by_word(complete):
+    assert {"vqgan", "sample", "encode"} < set(complete("tats config show "))
+    assert complete("tats config show sa") == ["sample"]
+    assert complete("tats config show sample ") == ["long", "short"]
+    assert complete("tats config show encode ") == []
+
+
 def test_options_complete_without_hidden_ones(complete):
     assert complete("tats vqgan train --codes 5 --disc-l") == ["--disc-layers", "--disc-loss"]
     assert complete("tats vqgan train --n-co") == []

@@ -13,7 +13,7 @@ from tatscli.errors import DataError, TatsError
 
 
 @pytest.fixture
-def failing(monkeypatch):
+def failing(monkeypatch, unchecked):
     """Makes tats data check end with an exception."""
 
     def fail(error):
@@ -55,7 +55,7 @@ def test_ctrl_c_is_130(tats, failing):
     assert (outcome.code, outcome.out, outcome.err) == (130, "", "")
 
 
-def test_a_run_stopped_by_a_signal_ends_with_its_code(tats, monkeypatch, tmp_path):
+def test_a_run_stopped_by_a_signal_ends_with_its_code(tats, monkeypatch, unchecked, tmp_path):
     from tatscli.app.train import TrainResult
 
     result = TrainResult(tmp_path, tmp_path / "last.ckpt", 5, "stopped", {}, 15)
@@ -174,9 +174,9 @@ def test_a_bad_config_file_is_a_usage_error(tats, tmp_path):
     assert_is_message(outcome, 2, "a.yaml: model.code is not a setting; did you mean model.codes?")
 
 
-def test_gpus_that_are_not_there_name_the_cpu(tats, monkeypatch):
+def test_gpus_that_are_not_there_name_the_cpu(tats, monkeypatch, unchecked):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    outcome = tats("vqgan", "train", "--data", "x", "--gpus", 4)
+    outcome = tats("vqgan", "train", "--data", "x", "--preset", "tiny", "--gpus", 4)
     assert_is_message(outcome, 1, "--gpus 4, but 0 CUDA devices are visible")
     assert "--device cpu" in outcome.err
 
@@ -331,6 +331,14 @@ def test_a_mistake_in_the_call_is_told_with_what_mends_it(tats, clutter, argumen
     [
         (["dta", "check"], "No such command 'dta'. Did you mean 'data'?"),
         (["vqgan", "trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["vqgan", "nope"], "No such command 'nope'. There are train, eval."),
+        (["nope"], "No such command 'nope'. There are demo, doctor, data, vqgan, encode,"),
+        (["vqgan", "train", "clips"], "extra argument(s) (clips). Did you mean --data clips?"),
+        (["gpt", "train", "--data", "a", "b"], "Got unexpected extra argument(s) (b) "),
+        (
+            ["vqgan", "train", "--preset", "tny"],
+            ": 'tny' is not one of 'demo', 'tiny'. Did you mean 'tiny'?",
+        ),
         (["data", "check", "x", "--sequence-lenght", 4], "Possible options: --sequence-length"),
         (["data", "check"], "Missing argument 'DIR'"),
         (["eval", "fvd", "x"], "REAL and FAKE are needed"),
@@ -384,7 +392,7 @@ DEAD_WORKER = RuntimeError("DataLoader worker (pid 4711) is killed by signal: Ki
 )
 @pytest.mark.parametrize("failure", [FULL_GPU, FULL_MACHINE, DEAD_WORKER])
 def test_a_machine_that_gives_out_is_told_with_the_options_that_need_less(
-    tats, monkeypatch, arguments, within, helps, failure
+    tats, monkeypatch, unchecked, arguments, within, helps, failure
 ):
     def fail(*_, **__):
         raise failure

@@ -238,7 +238,7 @@ def test_every_option_of_the_lines_has_an_effect(tats, receive, use_case, option
         assert str(received[0][0].data.data) == "DATA"
 
 
-def test_options_of_the_comparison_are_noted_where_there_is_none(tats):
+def test_options_of_the_comparison_are_noted_where_there_is_none(tats, unchecked):
     outcome = tats("sample", "short", "--gpt_ckpt", "gone", "--resolution", 256, "--dataset", "UCF")
     assert outcome.code == 1
     assert outcome.err.startswith(

@@ -19,7 +19,6 @@ from tatscli.core.checkpoint import (
     HEADER,
     TrainedGPT,
     TrainedVQGAN,
-    find_checkpoint,
     load_gpt,
     load_vqgan,
     read_gpt,
@@ -35,6 +34,7 @@ from tatscli.core.checkpoint import (
 from tatscli.core.models.discriminator import PatchDiscriminator
 from tatscli.core.models.gpt import GPT
 from tatscli.core.models.vqgan import VQGAN
+from tatscli.core.paths import find_checkpoint
 from tatscli.errors import CheckpointError
 
 CLIP = ClipConfig(resolution=16, sequence_length=8, frame_rate=5, sample_every_n_frames=2)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from tatscli.errors import DataError
 
@@ -123,6 +122,8 @@ def _black(file: Path, stored: Any) -> float:
 def _stored(file: Path) -> Any:
     try:
         if file.suffix.lower() == ".pt":
+            import torch  # takes seconds, for what few datasets need
+
             loaded = torch.load(
                 file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
             )

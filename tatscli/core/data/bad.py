@@ -64,19 +64,20 @@ class BadVideos:
     whole. Nothing is held open, so that it travels to worker processes.
 
     Args:
-        root: The dataset.
+        dataset: What was given as the dataset.
         videos: Videos of the dataset, with those that are bad.
         allowed: Largest part of them that may be bad.
         known: Those that are known to be bad.
 
     Attributes:
+        dataset: As it was given.
         file: Where they are named, if anywhere.
     """
 
     def __init__(
-        self, root: Path, videos: int, allowed: float, known: Collection[Problem] = ()
+        self, dataset: Path, videos: int, allowed: float, known: Collection[Problem] = ()
     ) -> None:
-        self._root, self._videos, self._allowed = root, videos, allowed
+        self.dataset, self._videos, self._allowed = dataset, videos, allowed
         self.file: Path | None = None
         self._known = {problem.path: problem for problem in known}
 
@@ -106,7 +107,7 @@ class BadVideos:
 
     def check(self) -> None:
         """Stop where more are bad than may be; see ``require_good``."""
-        require_good(self._known.values(), self._videos, self._allowed, self._root, self.file)
+        require_good(self._known.values(), self._videos, self._allowed, self.dataset, self.file)
 
     def _name(self, file: Path, problems: Sequence[Problem]) -> int:
         """Learn what the file names, and add to it what it does not; the number of these."""

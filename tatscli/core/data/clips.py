@@ -137,7 +137,11 @@ class ClipSource:
         lengths = [grid_length(entry, clip.frame_rate) for entry in entries]
         rate = f" at {clip.frame_rate:g} fps" if clip.frame_rate else ""
         self.problems = tuple(
-            Problem(entry.path, f"has {length} frames{rate}, a clip needs {clip.sequence_length}")
+            Problem(
+                entry.path,
+                f"has {length} frames{rate}{_of(entry, length)}, a clip needs "
+                f"{clip.sequence_length}",
+            )
             for entry, length in zip(entries, lengths, strict=True)
             if length < clip.sequence_length
         )
@@ -145,10 +149,10 @@ class ClipSource:
             if not entries:
                 raise DataError(f"{root}: there is no video")
             entry = entries[0]
-            name = entry.path
+            name = root.name if entry.path == "." else entry.path
             if (entry.first, entry.stop) != (0, len(entry.info.times)):
                 name = f"frames {entry.first} to {entry.stop - 1} of {name}"
-            first = f"the first, {name}, has {lengths[0]} frames{rate}"
+            first = f"the first, {name}, has {lengths[0]} frames{rate}{_of(entry, lengths[0])}"
             raise DataError(
                 f"{root}: no {entries[0].split} video is long enough for a clip of "
                 f"{clip.sequence_length} frames; {first}, the longest {max(lengths)}"
@@ -263,6 +267,12 @@ def grid_length(entry: VideoEntry, frame_rate: float) -> int:
     return int((times[-1] - times[0]) * frame_rate + 1e-6) + 1
 
 
+def _of(entry: VideoEntry, length: int) -> str:
+    """How many frames a video itself has, where those on the grid are others."""
+    own = entry.stop - entry.first
+    return f" of its {own} at {entry.info.rate:.4g}" if own != length else ""
+
+
 class _Slots:
     """Stretches about one clip long that tile the grids of a source's videos.
 
@@ -348,7 +358,7 @@ class TrainClips(Dataset[Clip]):
                 if self.bad.add(self.source.problem(address, error)):
                     logger.warning("%s; other clips take the place of its clips", error)
         raise DataError(
-            f"{self.source.root}: {RETRIES + 1} clips in a row cannot be decoded; the last: {last}",
+            f"{self.bad.dataset}: {RETRIES + 1} clips in a row cannot be decoded; the last: {last}",
             "'tats data check' names the files that cannot be read",
         )
 

@@ -37,6 +37,7 @@ from tatscli.core.data.video import (
     untimed_info,
 )
 from tatscli.core.files import written_whole
+from tatscli.core.paths import SOURCES, require_dataset
 from tatscli.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,6 @@ HELD_OUT = 0.1
 
 SPLIT_FOLDERS: dict[str, Split] = {"train": "train", "val": "val", "test": "val"}
 """Folders right below a dataset that are its splits."""
-
-SOURCES = (
-    "give a folder of videos or of folders of frames, a manifest (.csv, .tsv, .jsonl), a list of "
-    "paths (.txt), an HDF5 file (.h5, .hdf5) or an array of videos (.npy, .npz, .pt)"
-)
-"""What a dataset can be, for hints."""
 
 _FORMAT = 3
 _FIELDS = ("width", "height", "rotation", "rate", "ordered", "sound", "codec")
@@ -171,15 +166,19 @@ def build_index(
             in the training split, a manifest or a file of captions or sound is wrong, or, if
             strict, any video cannot be read.
     """
-    root = root.expanduser().absolute()
+    require_dataset(root)
+    root = root.expanduser()
     suffix = root.suffix.lower()
-    if suffix in HDF5_SUFFIXES and root.is_file():
-        return _of_hdf5(root)
-    if suffix in ARRAY_SUFFIXES and root.is_file():
-        return _of_array(root)
-    if suffix in MANIFEST_SUFFIXES and root.is_file():
-        return _of_manifest(root, strict, progress)
-    return _of_folder(root, strict, progress)
+    if root.is_dir():
+        index = _of_folder(root, strict, progress)
+    elif suffix in HDF5_SUFFIXES:
+        index = _of_hdf5(root)
+    elif suffix in ARRAY_SUFFIXES:
+        index = _of_array(root)
+    else:
+        index = _of_manifest(root, strict, progress)
+    # Only here, since messages name paths as they were given.
+    return replace(index, root=index.root.absolute())
 
 
 def single_video(path: Path) -> tuple[Path, VideoEntry]:
@@ -216,8 +215,15 @@ def cache_folder() -> Path:
 
 
 def _of_folder(root: Path, strict: bool, progress: Progress | None) -> VideoIndex:
-    found = _listing(root)
+    splits = _split_folders(root)
+    found = _listing(root, splits or [""])
     if not found:
+        if splits and (outside := len(_listing(root, [""]))):
+            names = " and ".join(f"{name}/" for name in splits)
+            raise DataError(
+                f"{root}: no videos in {names}, which it is split by, and {outside} outside",
+                f"move them into {splits[0]}/, or remove {names}: a tenth of all is held out then",
+            )
         raise DataError(
             f"{root}: no videos and no folders of frames in it",
             f"{SOURCES}; 'tats data synth' writes one to try",
@@ -368,18 +374,13 @@ def _threads() -> int:
     return min(32, os.cpu_count() or 1)
 
 
-def _listing(root: Path) -> list[_Found]:
-    if not root.exists():
-        what = "file" if root.suffix.lower() in HDF5_SUFFIXES | MANIFEST_SUFFIXES else "folder"
-        raise DataError(f"{root}: no such {what}", SOURCES)
-    if not root.is_dir():
-        raise DataError(f"{root}: a file, not a folder", SOURCES)
-    splits = [root / name for name in _split_folders(root)]
+def _listing(root: Path, tops: Sequence[str]) -> list[_Found]:
+    """The videos below some folders of a dataset."""
     found: list[_Found] = []
     beside: dict[Path, _Beside] = {}
-    for top in splits or [root]:
+    for top in tops:
         seen: set[str] = set()
-        for folder, folders, names in os.walk(top, followlinks=True, onerror=_unreadable):
+        for folder, folders, names in os.walk(root / top, followlinks=True, onerror=_unreadable):
             real = os.path.realpath(folder)
             if real in seen and Path(folder).is_symlink():  # a link back up would never end
                 folders.clear()
@@ -425,10 +426,10 @@ def _videos_in(
     if images and not videos:  # beside videos, images are covers
         below = folder.relative_to(root).as_posix()
         video = _Found(below, "frames", images, folder.stat().st_mtime_ns)
-        above = beside.get(folder.parent)
+        above = beside.get(folder.parent) if folder != root else None
         if above is None:  # the folder is where the walk began
-            above = _files_beside(_names_in(folder.parent))
-        yield _with_beside(video, folder.name, above)
+            above = _files_beside(_names_in(folder.absolute().parent))
+        yield _with_beside(video, folder.absolute().name, above)
 
 
 def _named(root: Path, paths: Iterable[str]) -> list[_Found]:
@@ -504,7 +505,7 @@ def _probe_all(
 
 def _cache_file(root: Path, found: Sequence[_Found]) -> Path:
     key = blake2b(digest_size=16)
-    key.update(json.dumps([_FORMAT, str(root)]).encode())
+    key.update(json.dumps([_FORMAT, str(root.absolute())]).encode())
     for video in found:
         row = [os.fsencode(video.path).hex(), video.kind, video.size, video.mtime]
         key.update(json.dumps(row).encode())

@@ -31,22 +31,10 @@ from tatscli.core.data.tokens import (
 from tatscli.core.files import UNFINISHED, unwritable, write_whole, written_whole
 from tatscli.errors import DataError
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.IGNORECASE)
 _NO_RIGHTS = re.compile(r"credential|denied|forbidden|unauthori[sz]ed|\b40[13]\b", re.IGNORECASE)
 _CONNECTIONS = 8
 _AGAIN = "run the same command again; what has arrived is kept"
 _COPY = "copy the token dataset there again: what is there differs from its manifest"
-
-
-def remote_url(path: Path) -> str | None:
-    """The address that a path stands for, if it is one rather than a place on this machine."""
-    # Settings hold paths, and a path has no empty parts: of s3://bucket it keeps s3:/bucket. One
-    # letter before the colon is a drive.
-    found = _ADDRESS.fullmatch(str(path))
-    if not found:
-        return None
-    scheme, rest = found.groups()
-    return f"{scheme}://{'/' if scheme == 'file' else ''}{rest}"
 
 
 def remote_manifest(url: str) -> TokenManifest:

@@ -5,6 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from tatscli.config.data import ClipConfig
 from tatscli.core.data import index as module
@@ -501,3 +502,37 @@ def test_the_sound_of_a_file_is_kept_with_the_index(tmp_path: Path) -> None:
     for _ in range(2):
         entry = build_index(root).entries[0]
         assert (entry.info.sound, entry.sound, entry.has_sound) == (True, "", True)
+
+
+def test_videos_outside_of_an_empty_split_are_counted(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", ["a.mp4", "b/c/d.mp4"], video)
+    (root / "train").mkdir()
+    with pytest.raises(DataError, match="no videos in train/, .* and 2 outside") as caught:
+        build_index(root)
+    assert "remove train/" in caught.value.hint
+    (root / "train").rmdir()
+    assert len(build_index(root).entries) == 2
+
+
+def test_messages_name_a_dataset_as_it_was_given(
+    tmp_path: Path, video: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "d", ["a/a.mp4", "b/b.txt"], video)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.csv").write_text("path,split\na,train,1\n")
+    for given in ("d/b", "gone", "d/a/a.mp4", "m.csv"):
+        with pytest.raises(DataError) as caught:
+            build_index(Path(given))
+        assert caught.value.message.startswith((f"{given}: ", f"{given}, "))
+    assert build_index(Path("d/a")).root == tmp_path / "d" / "a"
+
+
+def test_the_current_folder_may_be_a_folder_of_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "0.png")
+    (tmp_path / "frames.txt").write_text("a caption")
+    monkeypatch.chdir(folder)
+    assert build_index(Path()).entries[0].captions == ("a caption",)

@@ -15,7 +15,7 @@ from tatscli.config.vqgan import VQGANConfig
 from tatscli.core.checkpoint import TrainedVQGAN, save_vqgan
 from tatscli.core.data import remote as module
 from tatscli.core.data import tokens as token_files
-from tatscli.core.data.remote import fetch_tokens, remote_manifest, remote_url
+from tatscli.core.data.remote import fetch_tokens, remote_manifest
 from tatscli.core.data.tokens import (
     TokenDataset,
     TokenHeader,
@@ -25,6 +25,7 @@ from tatscli.core.data.tokens import (
     verify,
 )
 from tatscli.core.models.vqgan import VQGAN
+from tatscli.core.paths import remote_url
 from tatscli.errors import DataError
 
 URL = "memory://bucket/tokens"
