@@ -3,16 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny_app import CheapNetwork, gpt_config
 
 import tatscli
-from tatscli.app import evaluate
-from tatscli.app.train import train_gpt
 from tatscli.core.checkpoint import read_vqgan
-from tatscli.core.data.video import write_video
 from tatscli.errors import ConfigError
 
 
@@ -83,39 +78,3 @@ def test_arguments_of_single_functions_are_named(data: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             call()
         assert caught.value.message.startswith(told)
-
-
-def test_the_snippet_of_the_readme_runs(
-    vqgan_run: Path,
-    gpt_run: Path,
-    tokens: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model_of = {"condition": "text"}
-    text_run = train_gpt(gpt_config(tokens, tmp_path / "text", model=model_of)).run
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "vqgan").symlink_to(vqgan_run)
-    (tmp_path / "runs" / "gpt").symlink_to(gpt_run)
-    (tmp_path / "runs" / "by-text").symlink_to(text_run)
-    noise = np.random.default_rng(0).integers(0, 255, (16, 16, 16, 3), np.uint8)
-    for name in ("VIDEOS/0", "VIDEOS/1", "samples/long/0", "samples/long/1"):
-        write_video(tmp_path / f"{name}.mp4", noise, 8)
-    monkeypatch.setattr(evaluate, "Network", CheapNetwork)
-    model = tatscli.load_gpt(gpt_run)
-    labels = torch.tensor([0, 1])
-    names: dict[str, Any] = {
-        "video": torch.rand(2, 3, 4, 8, 8) - 0.5,
-        "labels": labels,
-        "condition": tatscli.condition_ids(model.config.condition, 2, labels),
-    }
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    exec(readme.split("```python\n")[1].split("```")[0], names)
-    assert names["codes"].shape == (2, 2, 2, 2)
-    assert names["video"].shape == (2, 3, 4, 8, 8)
-    assert names["logits"].shape == (2, 8, 3 + 16)
-    assert names["videos"].shape == (4, 3, 32, 8, 8)
-    assert names["more"].shape == (2, 3, 4, 8, 8)
-    assert names["told"].shape == (4, 3, 4, 8, 8)
-    assert names["distance"] == pytest.approx(0, abs=1e-6)
