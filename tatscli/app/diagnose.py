@@ -111,6 +111,8 @@ def _facts_of_vqgan(config: VQGANTrainConfig, record: Mapping[str, Any]) -> Fact
         codes=model.codes,
         positions=clips * prod(model.grid(config.data.frames, *config.frame_sides)),
         random_restart=model.random_restart,
+        codebook_decay=model.codebook_decay,
+        restart_threshold=model.restart_threshold,
         discriminators=tuple(name for name, weight in weights.items() if weight),
         disc_start=loss.disc_start,
         disc_ramp=loss.disc_ramp,

@@ -39,7 +39,7 @@ def test_a_run_that_is_well_has_nothing_bad(vqgan_run: Path, gpt_run: Path) -> N
         verdicts = diagnose(run)
         assert [verdict.subject for verdict in verdicts] == subjects
         assert "bad" not in {verdict.level for verdict in verdicts} - {"loader"}
-    assert "step 200" in of(gpt_run, "learning").text
+    assert "step 150" in of(gpt_run, "learning").text
 
 
 def test_a_codebook_in_which_one_code_wins(

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tatscli.config.data import ClipConfig
+from tatscli.config.words import counted
 from tatscli.core.data.bad import BadVideos, Undecodable
 from tatscli.core.data.index import Problem, VideoEntry
 from tatscli.core.data.sound import silence, sound_patches
@@ -137,7 +138,10 @@ class ClipSource:
         lengths = [grid_length(entry, clip.frame_rate) for entry in entries]
         rate = f" at {clip.frame_rate:g} fps" if clip.frame_rate else ""
         self.problems = tuple(
-            Problem(entry.path, f"has {length} frames{rate}, a clip needs {clip.sequence_length}")
+            Problem(
+                entry.path,
+                f"has {counted(length, 'frame')}{rate}, a clip needs {clip.sequence_length}",
+            )
             for entry, length in zip(entries, lengths, strict=True)
             if length < clip.sequence_length
         )
@@ -148,7 +152,7 @@ class ClipSource:
             name = entry.path
             if (entry.first, entry.stop) != (0, len(entry.info.times)):
                 name = f"frames {entry.first} to {entry.stop - 1} of {name}"
-            first = f"the first, {name}, has {lengths[0]} frames{rate}"
+            first = f"the first, {name}, has {counted(lengths[0], 'frame')}{rate}"
             raise DataError(
                 f"{root}: no {entries[0].split} video is long enough for a clip of "
                 f"{clip.sequence_length} frames; {first}, the longest {max(lengths)}"
