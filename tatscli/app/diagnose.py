@@ -49,10 +49,15 @@ class Doctor:
         self._bad: set[str] = set()
         self._warned: dict[str, int] = {}
 
-    def look(self, step: int) -> str:
-        """The worst that is to be said at present, in one line; empty where all is well."""
+    def look(self, step: int, *, is_last: bool = False) -> str:
+        """The worst that is to be said at present, in one line; empty where all is well.
+
+        Args:
+            step: Steps done.
+            is_last: Whether nobody will look again.
+        """
         began = time.monotonic()
-        if began < self._next:
+        if began < self._next and not is_last:
             return self._remark
         try:
             verdicts = diagnose(self._run.path)

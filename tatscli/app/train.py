@@ -217,6 +217,8 @@ def _train(
             on_step=lambda step, figures: task.update(step, None, figures, doctor.look(step)),
             resume=source,
         )
+        # The last figures, those of the last validation too, were written after the last look.
+        doctor.look(outcome.step, is_last=True)
         status = "stopped" if outcome.signal else "finished"
         record |= {"status": status, "steps": outcome.step, "figures": outcome.figures}
     if outcome.signal:

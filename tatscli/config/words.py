@@ -12,8 +12,7 @@ def counted(number: int, unit: str) -> str:
     """
     if number == 1:
         return f"1 {unit}"
-    stem, end = (unit[:-1], "ies") if unit.endswith("y") else (unit, "s")
-    return f"{number:,} {stem}{'es' if unit.endswith(('s', 'ch')) else end}"
+    return f"{number:,} {unit}{'es' if unit.endswith('s') else 's'}"
 
 
 def span(values: Collection[float]) -> str:

@@ -110,6 +110,21 @@ def test_numbers_that_are_none_any_more(data: Path, tmp_path: Path) -> None:
     assert "--learning-rate" in verdict.advice
 
 
+def test_a_run_that_diverges_in_finite_numbers(
+    vqgan_run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(vqgan_run, tmp_path / "run")
+    monkeypatch.setattr(app, "PAUSE", 0)
+    notes = Notes()
+    config = vqgan_config(data, run, optim={"learning_rate": 1}, train={"max_steps": 8})
+    train_vqgan(config, resume=run, reporter=notes)
+    verdict = of(run, "numbers")
+    assert verdict.level == "bad"
+    assert verdict.text.startswith("diverged at step ")
+    assert sum("numbers: diverged" in text for text in notes.warnings) == 1
+    assert notes.remarks[-1].startswith("numbers: diverged")
+
+
 def test_another_failure_is_no_matter_of_numbers(vqgan_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(vqgan_run, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())

@@ -12,8 +12,6 @@ from tatscli.config.words import counted, span
         (0, "shard", "0 shards"),
         (1200, "training clip", "1,200 training clips"),
         (2, "class", "2 classes"),
-        (2, "batch", "2 batches"),
-        (2, "entry", "2 entries"),
         (1, "process", "1 process"),
     ],
 )
