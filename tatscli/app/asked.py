@@ -18,6 +18,7 @@ from tatscli.app.fitting import check_sound_vqgan, check_tokenizer, read_sound_v
 from tatscli.app.given import GivenClips
 from tatscli.app.reporting import Reporter
 from tatscli.config.sample import ConditionConfig
+from tatscli.config.words import counted
 from tatscli.core.checkpoint import TrainedGPT
 from tatscli.core.data.sound import Track, has_sound, read_sound, sound_patches, sound_span
 from tatscli.core.data.text import read_tokenizer
@@ -288,7 +289,9 @@ def _check_parts(
             near = get_close_matches(config.label, known, CLOSE, cutoff=0.0)
             hint = f"the closest: {', '.join(near)}"
         raise ConfigError(
-            f"--label {config.label}: {file} knows {len(known)} classes, and not this one", hint
+            f"--label {config.label}: {file} knows {counted(len(known), 'class')}, and not this "
+            "one",
+            hint,
         )
 
 

@@ -22,6 +22,7 @@ from tatscli.config.data import ClipConfig
 from tatscli.config.gpt import ConditionLayout, GPTConfig
 from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig
 from tatscli.config.vqgan import VIDEO_CHANNELS, VQGANConfig
+from tatscli.config.words import counted
 from tatscli.core.checkpoint import TrainedVQGAN
 from tatscli.core.data.clips import Address, Clip, ClipSource
 from tatscli.core.data.index import build_index, is_dataset, single_video
@@ -529,11 +530,8 @@ def _sample_short(workshop: Workshop, tell: Progress) -> Measured:
     work = sampling_work(
         config, batch, [Window(config.condition.tokens, count)], workshop.options.precision
     )
-    text = (
-        f"{batch} samples of the first {count} of {config.video_tokens} tokens, {_size(config)}"
-        if frames < window
-        else f"{batch} samples of {count} tokens, {_size(config)}"
-    )
+    which = f"the first {count} of {config.video_tokens}" if frames < window else count
+    text = f"{counted(batch, 'sample')} of {which} tokens, {_size(config)}"
     seconds = workshop.timed(lambda: sample(frames), tell)
     return Measured(text, "tokens", batch * count, work, seconds)
 
@@ -552,8 +550,8 @@ def _sample_long(workshop: Workshop, tell: Progress) -> Measured:
     windows = [Window(count, config.frame_tokens) for count in opened]
     work = sampling_work(config, batch, windows, workshop.options.precision)
     text = (
-        f"{batch} samples, 2 latent frames of {config.frame_tokens} tokens beyond a given window "
-        f"of {window} (context {window - 1}, then 1), {_size(config)}"
+        f"{counted(batch, 'sample')}, 2 latent frames of {config.frame_tokens} tokens beyond a "
+        f"given window of {window} (context {window - 1}, then 1), {_size(config)}"
     )
     seconds = workshop.timed(lambda: sample(window + 2), tell)
     return Measured(text, "latent frames", 2 * batch, work, seconds)

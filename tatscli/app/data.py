@@ -15,6 +15,7 @@ from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.check import CheckConfig
 from tatscli.config.data import ClipConfig, DataConfig, GPTDataConfig
 from tatscli.config.synth import SynthConfig
+from tatscli.config.words import counted
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import (
     FRAMES,
@@ -268,7 +269,8 @@ def name_problems(problems: Iterable[Problem], reporter: Reporter) -> None:
     if len(left_out) > NAMED_PROBLEMS:
         more = len(left_out) - NAMED_PROBLEMS
         reporter.warn(
-            f"left out {more} more videos; 'tats data check' with the same --sequence-length and "
+            f"left out {counted(more, 'more video')}; 'tats data check' with the same "
+            "--sequence-length and "
             "--frame-rate names them all"
         )
 

@@ -49,10 +49,15 @@ class Doctor:
         self._bad: set[str] = set()
         self._warned: dict[str, int] = {}
 
-    def look(self, step: int) -> str:
-        """The worst that is to be said at present, in one line; empty where all is well."""
+    def look(self, step: int, *, is_last: bool = False) -> str:
+        """The worst that is to be said at present, in one line; empty where all is well.
+
+        Args:
+            step: Steps done.
+            is_last: Whether nobody will look again.
+        """
         began = time.monotonic()
-        if began < self._next:
+        if began < self._next and not is_last:
             return self._remark
         try:
             verdicts = diagnose(self._run.path)
@@ -111,6 +116,8 @@ def _facts_of_vqgan(config: VQGANTrainConfig, record: Mapping[str, Any]) -> Fact
         codes=model.codes,
         positions=clips * prod(model.grid(config.data.frames, *config.frame_sides)),
         random_restart=model.random_restart,
+        codebook_decay=model.codebook_decay,
+        restart_threshold=model.restart_threshold,
         discriminators=tuple(name for name, weight in weights.items() if weight),
         disc_start=loss.disc_start,
         disc_ramp=loss.disc_ramp,

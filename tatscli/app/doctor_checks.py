@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from tatscli import __version__
 from tatscli.app.launch import launched
 from tatscli.config.doctor import DoctorConfig
+from tatscli.config.words import counted
 from tatscli.core import weights
 from tatscli.errors import DISK_HINTS, TatsError
 
@@ -369,7 +370,7 @@ def check_cores(config: DoctorConfig) -> Iterator[Verdict]:
     count = available_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     found = launched_here()
-    text = f"{_counted(count, 'core')}, OMP_NUM_THREADS {asked or 'not set'}"
+    text = f"{counted(count, 'core')}, OMP_NUM_THREADS {asked or 'not set'}"
     if found > 1:
         text += f", {found} processes here"
     threads = int(asked) if asked.isdecimal() else 0
@@ -382,7 +383,7 @@ def check_cores(config: DoctorConfig) -> Iterator[Verdict]:
             f"export OMP_NUM_THREADS={max(1, count // found)}",
         )
     elif 0 < threads * found < count and not driver_gpus():
-        idle = _counted(count - threads * found, "core")
+        idle = counted(count - threads * found, "core")
         yield Verdict(
             "warning",
             f"{text}: computing on the CPU leaves {idle} idle",
@@ -526,8 +527,8 @@ def check_launch(config: DoctorConfig) -> Iterator[Verdict]:
             else "neither torchrun nor SLURM: a command starts its own processes",
         )
         return
-    nodes = _counted(found.nodes, "machine")
-    yield Verdict("ok", f"{found.by}: {found.processes} processes on each of {nodes}")
+    nodes = counted(found.nodes, "machine")
+    yield Verdict("ok", f"{found.by}: {counted(found.processes, 'process')} on each of {nodes}")
 
 
 _COUNTS = frozenset(
@@ -636,7 +637,3 @@ def _line(error: Exception) -> str:
 
 def _size(count: int) -> str:
     return f"{count / GB:,.1f} GB" if count >= GB else f"{count / MB:,.0f} MB"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

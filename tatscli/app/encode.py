@@ -20,6 +20,7 @@ from tatscli.app.devices import choose_device, devices_notes, place
 from tatscli.app.fitting import (
     clips_for,
     note_other_rate,
+    noted_vqgan,
     of_videos,
     read_sound_vqgan,
     sound_grid,
@@ -30,6 +31,7 @@ from tatscli.app.reporting import Reporter, Silent, Task
 from tatscli.app.tokens import local_tokens, open_tokens
 from tatscli.config.compute import Precision
 from tatscli.config.encode import DecodeConfig, EncodeConfig
+from tatscli.config.words import counted
 from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan, save_vqgan
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import Clip, FixedClips, Wanted
@@ -133,7 +135,7 @@ def open_encoding(config: EncodeConfig, reporter: Reporter) -> Encoding:
         ConfigError: The clips do not fit the VQGAN's downsampling.
         DataError: Nothing can be encoded, or too much cannot be read.
     """
-    vqgan = of_videos(read_vqgan(config.encode.vqgan))
+    vqgan = of_videos(noted_vqgan(config.encode.vqgan, reporter))
     clip, grid = clips_for(config.data, vqgan)
     sound = read_sound_vqgan(config.encode.sound_vqgan) if config.encode.sound_vqgan else None
     needs_sound = config.data.missing_sound == "skip"
@@ -183,7 +185,8 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
     if not missing:
         reporter.note("all shards are there already")
     elif len(missing) < len(writer.units):
-        reporter.note(f"continuing: {len(writer.units) - len(missing)} shards are there already")
+        done = len(writer.units) - len(missing)
+        reporter.note(f"continuing after {done} of {len(writer.units)} shards")
     if precision != "float32" and missing and not is_helper():
         _note_changed(vqgan.model, clips, missing[0], config, reporter)
     with reporter.task("encoding", "clips", _clips_in(missing)) as task:
@@ -197,8 +200,8 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
         task.update(_clips_in(missing) - _clips_in(writer.missing()))
     if left := len(writer.missing()):
         reporter.note(
-            f"{left} of {len(writer.units)} shards are in the hands of other processes; the last "
-            "one to end completes the dataset"
+            f"other processes have {left} of {counted(len(writer.units), 'shard')} in hand; the "
+            "last one to end completes the dataset"
         )
     elif not is_helper():
         for problem in _undecodable(writer):

@@ -21,6 +21,7 @@ from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.signature import signature_of
 from tatscli.config.evaluate import FVDConfig
 from tatscli.config.files import from_arguments
+from tatscli.config.words import counted, span
 from tatscli.core.metrics.feature_file import FeatureSet, read_moments, stored_kind
 from tatscli.core.metrics.frechet import Gaussian, require_two
 from tatscli.core.metrics.protocol import PROTOCOLS, Protocol
@@ -68,6 +69,7 @@ class FVDResult:
         fake_clips: Clips used.
         frames: Frames of each clip.
         frame_rates: Median frames per second of the clips of both sides; 0 where unknown.
+        frame_rate_ranges: The lowest and the highest of each side; empty where unknown.
         sizes: Width x height of both sides' videos, and how many have each.
         resolution: Side that both were brought to first; 0 where they were taken as they are.
         skipped: What was left out, with the reason.
@@ -102,6 +104,7 @@ class FVDResult:
     fake_clips: int
     frames: int
     frame_rates: list[float]
+    frame_rate_ranges: list[list[float]]
     sizes: list[dict[str, int]]
     resolution: int
     skipped: list[str]
@@ -326,7 +329,7 @@ class _Comparing:
             )
         found = against_moments(gaussian, made.features, protocol.covariance)
         self._say(f"{real} does not say how its mean and covariance were computed")
-        nothing = asdict(About(0.0, {}, lossy=0, lossless=0, unsteady=0, padded=0, skipped=[]))
+        nothing = asdict(About(0.0, [], {}, lossy=0, lossless=0, unsteady=0, padded=0, skipped=[]))
         known = FeatureSet(made.features[:0], (), (), made.recipe, nothing)
         sets, counts = [known, made], [count, len(set(made.videos))]
         self._warn(sets, counts)
@@ -352,7 +355,8 @@ class _Comparing:
             self._say(f"there are fewer videos than --limit {config.fvd.limit}: all are taken")
         if stated[0] != stated[-1]:
             self._say(
-                f"{counts[0]} real videos and {counts[1]} samples: the bias depends on both; "
+                f"{counted(counts[0], 'real video')} and {counted(counts[1], 'sample')}: the bias "
+                "depends on both; "
                 "--match-n takes as many of each"
             )
         self._warn_of_rates([features.about for features in sets])
@@ -364,19 +368,19 @@ class _Comparing:
                 f"{lossy} are stored with losses, the others without: a codec alone raises the "
                 "distance by a third and more; tats sample --lossless keeps every bit"
             )
-        for features, name in zip(sets, ("real videos", "samples"), strict=True):
+        for features, one in zip(sets, ("real video", "sample"), strict=True):
             if again := len(features.clips) - len(set(features.clips)):
-                self._say(f"{again} of {len(features.clips)} clips of {name} are there twice")
+                self._say(f"{again} of {len(features.clips)} clips of {one}s are there twice")
             more = len(features.clips) - len(set(features.videos)) * config.fvd.clips_per_video
             if more > 0:
                 self._say(
-                    f"{more} {name} have the name of another, but for the suffix: they count as "
+                    f"{counted(more, one)} with the name of another, but for the suffix: taken for "
                     "clips of one video"
                 )
             if padded := features.about["padded"]:
-                self._say(f"{padded} {name} are too short, and repeat their last frame")
+                self._say(f"{counted(padded, one)} too short, with the last frame repeated")
         if shared := len(set(real.clips) & set(fake.clips)):
-            self._say(f"{shared} clips are among the real videos and among the samples")
+            self._say(f"{counted(shared, 'clip')} both among the real videos and the samples")
         if config.fvd.clips_per_video > 1:
             self._say(
                 f"{config.fvd.clips_per_video} clips of each video are not independent: the value "
@@ -385,17 +389,22 @@ class _Comparing:
 
     def _warn_of_rates(self, abouts: list[dict[str, Any]]) -> None:
         """Motion at another speed is another motion to the network."""
-        real, fake = (about["rate"] for about in abouts)
-        if real and fake and abs(real - fake) > SAME_RATE * max(real, fake):
+        real, fake = map(_rates, abouts)
+        # Two sets of the same mixture do not differ.
+        if (
+            real
+            and fake
+            and any(abs(a - b) > SAME_RATE * max(a, b) for a, b in zip(real, fake, strict=True))
+        ):
             self._say(
-                f"real videos of {real:.4g} frames per second, samples of {fake:.4g}: different "
-                "speeds raise the distance; --frame-rate reads both sides at one"
+                f"real videos of {span(real)} frames per second, samples of {span(fake)}: "
+                "different speeds raise the distance; --frame-rate reads both sides at one"
             )
         unsteady = sum(about["unsteady"] for about in abouts)
         if unsteady and not self._config.fvd.frame_rate:
             self._say(
-                f"{unsteady} videos show their frames for different times: --frame-rate takes them "
-                "evenly"
+                f"frames of {counted(unsteady, 'video')} are shown for different times: "
+                "--frame-rate takes them evenly"
             )
 
     def _say(self, text: str) -> None:
@@ -439,6 +448,7 @@ class _Comparing:
             fake_clips=len(sets[1].clips),
             frames=recipes[0]["frames"],
             frame_rates=[about["rate"] for about in abouts],
+            frame_rate_ranges=[about.get("rates", []) for about in abouts],
             sizes=[about["sizes"] for about in abouts],
             resolution=protocol.resolution,
             skipped=[line for about in abouts for line in about["skipped"]],
@@ -452,6 +462,15 @@ class _Comparing:
             },
             command=shlex.join(["tats", *sys.argv[1:]]),
         )
+
+
+def _rates(about: dict[str, Any]) -> list[float]:
+    """The lowest, median and highest frame rate of a side; nothing where unknown."""
+    if not about["rate"]:
+        return []
+    # Features that were kept by an older version know the median alone.
+    low, high = about.get("rates") or [about["rate"]] * 2
+    return [low, about["rate"], high]
 
 
 def _kind(features: FeatureSet) -> str:

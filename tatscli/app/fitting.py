@@ -32,6 +32,18 @@ def clips_for(data: GPTDataConfig, vqgan: TrainedVQGAN) -> tuple[ClipConfig, tup
         raise ConfigError(str(error)) from None
 
 
+def noted_vqgan(path: Path, reporter: Reporter) -> TrainedVQGAN:
+    """A VQGAN; that it is the one inside a GPT is said.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    found = read_vqgan(path)
+    if found.is_inside:
+        reporter.note(f"{find_checkpoint(path)} is a GPT: the VQGAN inside it is used")
+    return found
+
+
 def of_videos(vqgan: TrainedVQGAN) -> TrainedVQGAN:
     """The same VQGAN, if it encodes videos.
 

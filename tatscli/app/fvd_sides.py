@@ -17,6 +17,7 @@ from tatscli.app.listing import LISTING, Listed
 from tatscli.app.reporting import Reporter
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDOptions
+from tatscli.config.words import counted
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import ClipSource
 from tatscli.core.data.index import Problem, VideoEntry, build_index
@@ -35,6 +36,7 @@ class About:
 
     Attributes:
         rate: Median frames per second of the clips; 0 where folders of frames do not tell.
+        rates: The lowest and the highest of them; empty where folders of frames do not tell.
         sizes: Width and height of the frames, and how many videos have them.
         lossy: Videos stored by a codec that changes pixels.
         lossless: Videos stored by one that does not.
@@ -44,6 +46,7 @@ class About:
     """
 
     rate: float
+    rates: list[float]
     sizes: dict[str, int]
     lossy: int
     lossless: int
@@ -148,11 +151,14 @@ class Side:
     def about(self) -> About:
         """What is known of the videos in use."""
         infos = [entry.info for entry in self.entries]
-        own = [entry.info.rate for entry in self.entries if entry.kind == "file"]
+        rates = [entry.info.rate for entry in self.entries if entry.kind == "file"]
+        if self.frame_rate:
+            rates = [self.frame_rate]
         sizes = Counter(f"{info.width}x{info.height}" for info in infos)
         files = [entry.info for entry in self.entries if entry.kind == "file"]
         return About(
-            rate=(self.frame_rate or (median(own) if own else 0.0)) / self.stride,
+            rate=median(rates or [0.0]) / self.stride,
+            rates=[end / self.stride for end in (min(rates), max(rates))] if rates else [],
             sizes=dict(sorted(sizes.items())),
             lossy=sum(info.is_lossless is False for info in infos),
             lossless=sum(info.is_lossless is True for info in infos),
@@ -229,7 +235,9 @@ class Side:
         """The videos that a clip does not fit into, by number."""
         rate = f" at {self.frame_rate:g} fps" if self.frame_rate else ""
         return {
-            number: Problem(entry.path, f"has {length} frames{rate}, a clip needs {self._span}")
+            number: Problem(
+                entry.path, f"has {counted(length, 'frame')}{rate}, a clip needs {self._span}"
+            )
             for number, (entry, length) in enumerate(
                 zip(self._source.entries, self._source.starts.tolist(), strict=True)
             )

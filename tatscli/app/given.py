@@ -15,6 +15,7 @@ from tatscli.app.ahead import GIVEN, require_given
 from tatscli.app.data import name_problems, spread
 from tatscli.app.reporting import Reporter
 from tatscli.config.data import ClipConfig
+from tatscli.config.words import counted
 from tatscli.core.data.clips import Address, ClipSource, grid_length, sound_of
 from tatscli.core.data.index import (
     SPLIT_FOLDERS,
@@ -118,12 +119,15 @@ def open_given(
     fitting = [pair for pair in zip(entries, lengths, strict=True) if pair[1] >= given]
     if not fitting:
         raise DataError(
-            f"{path}: --context-frames {given} needs a video of {given * stride} frames; the "
-            f"longest has {max(lengths, default=0) * stride}",
+            f"{path}: --context-frames {given} needs a video of "
+            f"{counted(given * stride, 'frame')}; the longest has "
+            f"{max(lengths, default=0) * stride}",
             "give fewer frames, or a longer video",
         )
     if short := len(entries) - len(fitting):
-        reporter.note(f"{short} videos have less than {given} frames and are passed over")
+        reporter.note(
+            f"passed over {counted(short, 'video')} of less than {counted(given, 'frame')}"
+        )
     chosen = [fitting[place] for place in spread(len(fitting), samples)]
     sources = [
         ClipSource(

@@ -24,6 +24,7 @@ from tatscli.config.data import ClipConfig
 from tatscli.config.gpt import GPTConfig
 from tatscli.config.port import ExportConfig, ImportConfig
 from tatscli.config.vqgan import SOUND_CHANNELS, VIDEO_CHANNELS, VQGANConfig
+from tatscli.config.words import counted
 from tatscli.core.checkpoint import (
     HEADER,
     TrainedGPT,
@@ -313,7 +314,7 @@ def _read_clip(path: Path, clip: ClipConfig) -> Tensor:
     length = grid_length(entry, clip.frame_rate)
     if length < clip.sequence_length:
         raise DataError(
-            f"{path} has {length} frames, a clip of this model {clip.sequence_length}",
+            f"{path} has {counted(length, 'frame')}, a clip of this model {clip.sequence_length}",
             "give a longer one to --check, or leave it out",
         )
     return ClipSource([entry], root, clip).read(Address(0, 0)).video[None]

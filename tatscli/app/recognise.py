@@ -18,6 +18,7 @@ from tatscli.app.listing import read_listing
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import ClassesConfig
+from tatscli.config.words import counted
 from tatscli.core.data.video import probe, read_frames, to_float
 from tatscli.core.failures import explained
 from tatscli.core.metrics.probe import ShapeProbe, train_probe
@@ -80,7 +81,8 @@ def judge_classes(
     classes = videos.index.classes
     if len(classes) < 2:
         raise DataError(
-            f"{real} has {len(classes)} classes, two or more are needed to tell them apart",
+            f"{real} has {counted(len(classes), 'class')}, two or more are needed to tell them "
+            "apart",
             "put the videos into one folder a class, or name classes in a manifest",
         )
     asked = torch.tensor([_asked(entry, classes, fake) for entry in listed])

@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from tatscli.app.ahead import check_reconstruction
 from tatscli.app.data import Split, VideoClips, name_problems, open_data
 from tatscli.app.devices import choose_device
-from tatscli.app.fitting import clips_for
+from tatscli.app.fitting import clips_for, noted_vqgan
 from tatscli.app.reconstruct_files import ClipScores, Shown, write_files
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.evaluate import VQGANEvalConfig, VQGANEvalOptions
+from tatscli.config.words import counted
 from tatscli.core import weights
-from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan
+from tatscli.core.checkpoint import TrainedVQGAN
 from tatscli.core.data.bad import BAD_VIDEOS
 from tatscli.core.data.clips import Address, FixedClips, Wanted
 from tatscli.core.data.index import Problem
@@ -191,7 +192,7 @@ def evaluate_vqgan(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(out, error, DataError) from error
-    trained = read_vqgan(checkpoint)
+    trained = noted_vqgan(checkpoint, reporter)
     device = choose_device(config.compute.device)
     model = vqgan_for_inference(trained.model, device)
     videos = scored = None
@@ -319,8 +320,8 @@ class _Distance:
             reporter.warn("features of a random network: the distance is no rFVD, good for trying")
         elif len(videos) < RECOMMENDED:
             reporter.warn(
-                f"{len(videos)} clips: below {RECOMMENDED} rFVD is mostly bias and compares only "
-                "with the same count; --clips 0 takes all of the split"
+                f"{counted(len(videos), 'clip')}: below {RECOMMENDED} rFVD is mostly bias and "
+                "compares only with the same count; --clips 0 takes all of the split"
             )
         _, number = np.unique(videos, return_inverse=True)
         of_video = torch.from_numpy(number)

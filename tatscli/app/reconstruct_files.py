@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tatscli.app.pictures import save_comparison, save_sounds
 from tatscli.app.plots import grid_svg, ranked_svg
+from tatscli.config.words import counted
 from tatscli.core.files import write_whole
 from tatscli.errors import DataError
 
@@ -105,7 +106,7 @@ def write_files(
         usage = found.usage
         title = (
             f"{usage.used:,} of {usage.codes:,} codes used, perplexity {usage.perplexity:,.1f}, "
-            f"in {usage.tokens:,} tokens of {found.clips:,} clips"
+            f"in {usage.tokens:,} tokens of {counted(found.clips, 'clip')}"
         )
         _write_text(out / USAGE, ranked_svg(counts.tolist(), title))
         title = "Perplexity of codes by position in a clip"

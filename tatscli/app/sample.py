@@ -36,6 +36,7 @@ from tatscli.config.sample import (
     SampleLongConfig,
     SampleShortConfig,
 )
+from tatscli.config.words import counted
 from tatscli.core import weights
 from tatscli.core.data.sound import Track
 from tatscli.core.data.video import (
@@ -325,7 +326,7 @@ def _write_folder(
     total = options.samples * sampler.tokens
     with (
         _kept(folder, rate, settings, listed, reporter),
-        reporter.task(f"sampling {options.samples} videos", "tokens", total) as task,
+        reporter.task(f"sampling {counted(options.samples, 'video')}", "tokens", total) as task,
     ):
         cuts, guidance = Cuts.of(config.filter), config.condition.guidance
         for codes in sampler.batches(options, cuts, task, asked, guidance, start_codes):
@@ -385,7 +386,7 @@ def _kept(
     except BaseException:
         if listed:
             write_listing(folder, rate, settings, listed)
-            reporter.note(f"{folder} holds the {len(listed)} samples that were done")
+            reporter.note(f"{folder} holds the {counted(len(listed), 'sample')} done so far")
         else:
             with suppress(OSError):
                 folder.rmdir()

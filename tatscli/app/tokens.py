@@ -12,6 +12,7 @@ import torch
 
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.tokens import MergeConfig, VerifyConfig
+from tatscli.config.words import counted
 from tatscli.core.data.clips import Wanted
 from tatscli.core.data.index import Problem, Split, cache_folder
 from tatscli.core.data.remote import fetch_tokens, remote_manifest
@@ -247,7 +248,7 @@ def require_usable(found: VerifyResult) -> None:
     """
     if found.damaged:
         first, more = found.damaged[0], len(found.damaged) - 1
-        others = f", and {more} other files" if more else ""
+        others = f", and {counted(more, 'other file')}" if more else ""
         raise DataError(
             f"{found.folder / first.path}: {first.reason}{others}",
             REWRITING if found.repaired else mending(found.folder),
@@ -365,8 +366,8 @@ def _warn_of_both_splits(header: TokenHeader, reporter: Reporter) -> None:
     both = sorted({*header.videos.get("train", ())} & {*header.videos.get("val", ())})
     if both:
         reporter.warn(
-            f"{len(both)} videos are in the training and in the validation split, {both[0]} first; "
-            "if they are the same, validation says too little"
+            f"{counted(len(both), 'video')} in both the training and the validation split, "
+            f"{both[0]} first; if they are the same, validation says too little"
         )
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import lightning.pytorch as lightning
 import torch
 from einops import rearrange
-from torch import Tensor
 from torch.utils.data import default_collate
 
 from tatscli.app.ahead import check_training, continued
@@ -20,6 +19,7 @@ from tatscli.app.architecture import gpt_architecture, keep_dropout, settle_gpt,
 from tatscli.app.data import open_data, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
 from tatscli.app.diagnose import Doctor
+from tatscli.app.fitting import noted_vqgan
 from tatscli.app.launch import is_helper
 from tatscli.app.pictures import save_reconstructions, save_samples, save_sounds
 from tatscli.app.plan import TrainConfig, settle_rate
@@ -35,10 +35,11 @@ from tatscli.app.training_data import (
     video_clips,
     videos_content,
 )
-from tatscli.config.files import read_layer, resolve
+from tatscli.config.files import flag, read_layer, resolve
 from tatscli.config.train import AUTO, ComputeConfig, GPTTrainConfig, VQGANTrainConfig
+from tatscli.config.words import counted
 from tatscli.core import weights
-from tatscli.core.checkpoint import read_gpt, read_vqgan
+from tatscli.core.checkpoint import read_gpt
 from tatscli.core.data.bad import BAD_VIDEOS, BadVideos
 from tatscli.core.data.clips import Clip, Wanted
 from tatscli.core.data.tokens import TokenClip
@@ -95,6 +96,7 @@ class Job:
         clips: What it is trained on.
         content: The same, to be recognised.
         draw: Draws pictures of the module into files of a number.
+        pictured: How many clips of each split they show, in this order.
         bad: The videos that cannot be read, where it is trained on videos.
     """
 
@@ -103,6 +105,7 @@ class Job:
     clips: Clips
     content: Content
     draw: Callable[[Any, Path, str], None]
+    pictured: dict[str, int]
     bad: BadVideos | None
 
 
@@ -165,6 +168,7 @@ def _train(
     if resume:
         _check_content(job.config, run, job.content)
         _note_order(job.config, run, placement, reporter)
+        _note_rate(job.config, run, reporter)
     else:
         run = RunFolder.create(job.config.folder, anew=anew)
     run.write_config(job.config)
@@ -174,10 +178,11 @@ def _train(
     steps = epoch_steps(clips, loop, placement)
     parameters = sum(p.numel() for p in getattr(job.module, kind).parameters())
     sharded = ", sharded" if placement.sharded else ""
+    held = len(clips.validation)  # type: ignore[arg-type]  # every dataset here has a length
     reporter.note(
         f"{kind} of {parameters / 1e6:.1f} M parameters on {placement.processes} x "
-        f"{placement.accelerator}{sharded}, {clips.slots} training clips ({steps} steps an epoch), "
-        f"{len(clips.validation)} validation clips"  # type: ignore[arg-type]
+        f"{placement.accelerator}{sharded}, {counted(clips.slots, 'training clip')} "
+        f"({counted(steps, 'step')} an epoch), {counted(held, 'validation clip')}"
     )
     at_once = loop.batch_size * loop.accumulate * placement.world
     if at_once > clips.slots:
@@ -196,6 +201,7 @@ def _train(
             codes=job.module.vqgan.config.codes,
             classes=getattr(job.module, "classes", ()),
             data=asdict(job.content),
+            pictured=job.pictured,
         ) as record,
         reporter.task(f"training {kind}", "steps", loop.max_steps) as task,
     ):
@@ -212,6 +218,8 @@ def _train(
             on_step=lambda step, figures: task.update(step, None, figures, doctor.look(step)),
             resume=source,
         )
+        # The last figures, those of the last validation too, were written after the last look.
+        doctor.look(outcome.step, is_last=True)
         status = "stopped" if outcome.signal else "finished"
         record |= {"status": status, "steps": outcome.step, "figures": outcome.figures}
     if outcome.signal:
@@ -229,7 +237,7 @@ def vqgan_job(
     """What is trained; ``source`` is the checkpoint of a run that goes on."""
     start = None
     if config.train.init and not source:
-        start = read_vqgan(config.train.init)
+        start = noted_vqgan(config.train.init, reporter)
         config = settle_vqgan(config, config.train.init, start)
     if config.model.norm_type == "batch":
         for text in batch_norm_notes(config.compute, placement):
@@ -242,7 +250,8 @@ def vqgan_job(
     if is_sound:
         must_be_heard(videos, "--input sound")
     clips = video_clips(videos, config, reporter)
-    rate, shown = videos.rate, _pictured(clips)
+    rate, chosen = videos.rate, _pictured(clips)
+    shown = torch.stack([clip.video for some in chosen.values() for clip in some])
     lightning.seed_everything(config.train.seed, verbose=False)
     module = VQGANTraining(config, config.optim.learning_rate, rate, perceptual)
     if start and (lacking := module.start_from(start)):
@@ -262,7 +271,8 @@ def vqgan_job(
         else:
             save_reconstructions(video, made, stem, rate)
 
-    return Job(config, module, clips, videos_content(videos), draw, videos.bad)
+    pictured = {split: len(some) for split, some in chosen.items()}
+    return Job(config, module, clips, videos_content(videos), draw, pictured, videos.bad)
 
 
 def gpt_job(config: GPTTrainConfig, source: Path | None, _: Placement, reporter: Reporter) -> Job:
@@ -300,7 +310,7 @@ def gpt_job(config: GPTTrainConfig, source: Path | None, _: Placement, reporter:
         config.train.seed,
         held_out(clips, PICTURED_CLIPS),
     )
-    return Job(config, module, clips, material.content, draw, material.bad)
+    return Job(config, module, clips, material.content, draw, {}, material.bad)
 
 
 def _draw_samples(
@@ -349,11 +359,11 @@ def _batch(clips: list[Clip | TokenClip], device: torch.device) -> Clip | TokenC
     return batch._replace(**{name: field.to(device) for name, field in batch._asdict().items()})
 
 
-def _pictured(clips: Clips) -> Tensor:
-    """Clips that the pictures of a run show: training clips, then held-out ones."""
+def _pictured(clips: Clips) -> dict[str, list[Clip]]:
+    """Clips that the pictures of a run show, by split."""
     count = PICTURED_CLIPS // 2
-    shown = [clips.train[slot, 0] for slot in spread(clips.slots, count)]
-    return torch.stack([clip.video for clip in [*shown, *held_out(clips, count)]])
+    trained = [clips.train[slot, 0] for slot in spread(clips.slots, count)]
+    return {"train": trained, "val": held_out(clips, count)}
 
 
 def _finished_already(run: RunFolder, step: int, reporter: Reporter) -> TrainResult:
@@ -405,8 +415,21 @@ def _note_order(
     now = loop.batch_size * loop.accumulate * placement.world
     if before != now:
         reporter.note(
-            f"{now} clips a step, before it were {before}: the order of clips changes from here on"
+            f"{counted(now, 'clip')} a step, {before} before: the order of clips changes from here "
+            "on"
         )
+
+
+def _note_rate(config: StageConfig, run: RunFolder, reporter: Reporter) -> None:
+    """A run that goes on by another rate is no longer the one that was never stopped."""
+    stored = resolve(type(config), [read_layer(run.config)]).optim.model_dump()
+    changed = [
+        f"{flag((name,))} {value}, before it was {stored[name]}"
+        for name, value in config.optim.model_dump().items()
+        if value != stored[name]
+    ]
+    if changed:
+        reporter.note(f"from here on {'; '.join(changed)}")
 
 
 def _check_unchanged(config: TrainConfig, run: RunFolder) -> None:

@@ -15,6 +15,7 @@ from tatscli.app.fitting import (
     check_tokenizer,
     clips_for,
     note_other_rate,
+    noted_vqgan,
     of_videos,
     read_sound_vqgan,
 )
@@ -22,6 +23,7 @@ from tatscli.app.reporting import Reporter
 from tatscli.app.stream import Stream, find_stream
 from tatscli.app.tokens import local_tokens, open_tokens
 from tatscli.config.train import GPTTrainConfig, LoopConfig, VQGANTrainConfig
+from tatscli.config.words import counted
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, read_vqgan
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import Wanted
@@ -132,7 +134,7 @@ def _videos(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
     if start:
         vqgan = start.gpt.vqgan
     elif config.vqgan:
-        vqgan = of_videos(read_vqgan(config.vqgan))
+        vqgan = of_videos(noted_vqgan(config.vqgan, reporter))
     else:
         raise ConfigError(
             f"{config.data.data} holds videos, and --vqgan is not given",
@@ -380,7 +382,9 @@ def videos_content(videos: VideoClips) -> Content:
         return f"{entry.path} {entry.first} {entry.stop}{captions}{heard}"
 
     names = sorted(map(named, entries))
-    return Content(_digest(names), f"{len(entries)} videos of {frames} frames in all")
+    return Content(
+        _digest(names), f"{counted(len(entries), 'video')} of {counted(frames, 'frame')} in all"
+    )
 
 
 def _tokens_content(manifest: TokenManifest | StreamManifest, reads: bool) -> Content:
@@ -389,7 +393,7 @@ def _tokens_content(manifest: TokenManifest | StreamManifest, reads: bool) -> Co
     clips = sum(shard.n for shard in shards)
     captions = [str(manifest.captions.get("train"))] if reads else []
     digest = _digest([*(shard.sha256 for shard in shards), *captions])
-    return Content(digest, f"{clips} clips in {len(shards)} shards")
+    return Content(digest, f"{counted(clips, 'clip')} in {counted(len(shards), 'shard')}")
 
 
 def _digest(lines: Iterable[str]) -> str:

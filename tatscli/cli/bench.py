@@ -9,6 +9,7 @@ import typer
 from tatscli.cli import console
 from tatscli.cli.options import Json, UsageError, configured
 from tatscli.config.bench import BenchConfig, StageName
+from tatscli.config.words import counted
 
 if TYPE_CHECKING:
     from tatscli.app.bench import BenchResult, Comparison
@@ -88,8 +89,8 @@ def _show(result: "BenchResult") -> None:
     if machine.float32_peak != machine.peak:
         exact = f" ({machine.float32_peak / 1e9:.4g} in exact float32)"
     console.text(
-        f"{machine.name} ({machine.device}), {_counted(machine.cores, 'core')}, "
-        f"{_counted(machine.threads, 'thread')}, "
+        f"{machine.name} ({machine.device}), {counted(machine.cores, 'core')}, "
+        f"{counted(machine.threads, 'thread')}, "
         f"torch {machine.torch}, Python {machine.python}\n"
         f"{machine.precision}: peak {machine.peak / 1e9:.4g} G operations/s{exact}, "
         f"bandwidth {machine.bandwidth / 1e9:.3g} GB/s\n\n"
@@ -148,10 +149,6 @@ def _time(seconds: float | None) -> str:
 
 def _rate(rate: float | None, unit: str) -> str:
     return "-" if rate is None else f"{_three_digits(rate)} {unit}/s"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _three_digits(value: float) -> str:

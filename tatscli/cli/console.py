@@ -17,6 +17,7 @@ from rich.text import Text
 
 from tatscli.app.launch import is_helper, rank
 from tatscli.app.reporting import Task
+from tatscli.config.words import counted
 
 if TYPE_CHECKING:
     from tatscli.app.reconstruct import ReconstructionScores
@@ -87,8 +88,8 @@ def reconstruction(scores: "ReconstructionScores") -> None:
     height, width = scores.size
     split = "held-out" if scores.split == "val" else "training"
     title = (
-        f"{scores.clips} {split} clips of {scores.videos} videos, "
-        f"{scores.frames} frames of {height} x {width}"
+        f"{counted(scores.clips, f'{split} clip')} of {counted(scores.videos, 'video')}, "
+        f"{counted(scores.frames, 'frame')} of {height} x {width}"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("")
@@ -109,7 +110,9 @@ def reconstruction(scores: "ReconstructionScores") -> None:
     }
     if found := scores.distance:
         name = found.measure if found.measure != "rfvd" else "rFVD"
-        facts[name] = f"{_human(found.value)} (protocol {found.protocol}, {found.clips} clips)"
+        facts[name] = (
+            f"{_human(found.value)} (protocol {found.protocol}, {counted(found.clips, 'clip')})"
+        )
     if scores.skipped:
         facts["skipped"] = scores.skipped
     result(facts, as_json=False)

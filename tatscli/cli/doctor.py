@@ -9,6 +9,7 @@ import typer
 from tatscli.cli import console
 from tatscli.cli.options import Json, configured
 from tatscli.config.doctor import DoctorConfig
+from tatscli.config.words import counted
 
 if TYPE_CHECKING:
     from tatscli.app.doctor import Finding
@@ -45,10 +46,6 @@ def _show(found: "Sequence[Finding]") -> None:
     )
     count = Counter(finding.level for finding in found)
     console.note(
-        f"{count['ok']} ok, {_counted(count['warning'], 'warning')}, "
-        f"{_counted(count['error'], 'error')}"
+        f"{count['ok']} ok, {counted(count['warning'], 'warning')}, "
+        f"{counted(count['error'], 'error')}"
     )
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -9,6 +9,7 @@ import typer
 from tatscli.cli import complete, console, vqgan
 from tatscli.cli.options import Json, UsageError, configured
 from tatscli.config.evaluate import ClassesConfig, FVDConfig
+from tatscli.config.words import counted, span
 
 if TYPE_CHECKING:
     from tatscli.app.evaluate import FVDResult
@@ -95,10 +96,11 @@ def provenance(result: "FVDResult") -> dict[str, Any]:
 
     def side(name: str, videos: int, place: int) -> str:
         sizes, rate = result.sizes[place], result.frame_rates[place]
+        rates = result.frame_rate_ranges[place] or [rate]
         parts = (
-            f"{videos} videos" * bool(videos),
+            counted(videos, "video") * bool(videos),
             " ".join(sizes) if len(sizes) < 4 else "many sizes",
-            f"{rate:.4g} fps" * bool(rate),
+            f"{span(rates)} fps" * bool(rate),
         )
         known = ", ".join(filter(None, parts))
         return f"{name} ({known})" if known else name

@@ -10,6 +10,7 @@ from tatscli.cli.options import Json, configured
 from tatscli.config.encode import EncodeConfig
 from tatscli.config.plan import GPTPlanConfig, VQGANPlanConfig
 from tatscli.config.sample import SampleLongConfig
+from tatscli.config.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +98,10 @@ def _show_encode(plan: "EncodePlan") -> None:
     processes = "" if plan.processes == 1 else f", {plan.processes} processes"
     facts = [
         ("clips", f"{clips}, each of {' x '.join(map(str, plan.grid))} tokens"),
-        ("measured", f"{plan.measured_clips} clips on {plan.device} in {plan.precision}"),
+        (
+            "measured",
+            f"{counted(plan.measured_clips, 'clip')} on {plan.device} in {plan.precision}",
+        ),
         ("batch", f"--batch-size {plan.batch_size}{processes}"),
         (
             "rate",
@@ -112,11 +116,14 @@ def _show_encode(plan: "EncodePlan") -> None:
 def _show_sample(plan: "SamplePlan") -> None:
     largest = f"--batch-size auto would take up to {plan.largest_batch}"
     facts = [
-        ("samples", f"{plan.samples:,} of {plan.frames:,} frames, {plan.tokens:,} tokens each"),
+        (
+            "samples",
+            f"{plan.samples:,} of {counted(plan.frames, 'frame')}, {plan.tokens:,} tokens each",
+        ),
         (
             "measured",
-            f"{plan.measured_tokens:,} tokens of {plan.batch_size} samples on {plan.device} in "
-            f"{plan.precision}",
+            f"{plan.measured_tokens:,} tokens of {counted(plan.batch_size, 'sample')} on "
+            f"{plan.device} in {plan.precision}",
         ),
         ("batch", f"--batch-size {plan.batch_size}; {largest}"),
         ("a video", duration(plan.seconds_per_video)),
@@ -152,13 +159,17 @@ def _show(plan: "TrainPlan", *, as_json: bool) -> None:
         return
     parameters = ", ".join(f"{name} {_count(number)}" for name, number in plan.parameters.items())
     epochs = "" if plan.epochs is None else f", {plan.epochs:,.3g} epochs"
+    clips = plan.steps * plan.effective_batch
     facts = [
         ("parameters", parameters),
-        ("measured", f"{plan.measured_steps} steps on {plan.device} in {plan.precision}"),
+        (
+            "measured",
+            f"{counted(plan.measured_steps, 'step')} on {plan.device} in {plan.precision}",
+        ),
         ("batch", _batch(plan)),
         ("largest batch", _largest(plan)),
         ("learning rate", f"{plan.learning_rate:.3g}"),
-        ("run", f"{plan.steps:,} steps, {plan.steps * plan.effective_batch:,} clips{epochs}"),
+        ("run", f"{counted(plan.steps, 'step')}, {counted(clips, 'clip')}{epochs}"),
         (
             "rate",
             f"{_rate(plan.steps_per_second)} steps/s, {_rate(plan.clips_per_second)} clips/s, "
@@ -213,7 +224,7 @@ def _batch(plan: "TrainPlan") -> str:
     parts = [f"--batch-size {plan.batch_size}", f"--accumulate {plan.accumulate}"]
     if plan.processes > 1:
         parts.append(f"{plan.processes} processes")
-    return f"{' x '.join(parts)} = {plan.effective_batch} clips a step"
+    return f"{' x '.join(parts)} = {counted(plan.effective_batch, 'clip')} a step"
 
 
 def _largest(plan: "TrainPlan") -> str:
@@ -221,7 +232,7 @@ def _largest(plan: "TrainPlan") -> str:
         return "not known: nobody says how much memory is free"
     share = plan.effective_batch // plan.processes
     fits = [n for n in range(1, min(share, plan.largest_batch) + 1) if share % n == 0]
-    text = f"about {plan.largest_batch:,} clips at once"
+    text = f"about {counted(plan.largest_batch, 'clip')} at once"
     if fits and fits[-1] != plan.batch_size:
         text += f"; the same step: --batch-size {fits[-1]} --accumulate {share // fits[-1]}"
     return text

@@ -78,8 +78,8 @@ class _Lines:
 
     def __init__(self, screen: Console, what: str, unit: str, total: int | None) -> None:
         self._screen, self._what, self._unit, self._total = screen, what, unit, total
-        self._start = self._last = time.monotonic()
-        self._done = self._first = 0
+        self._last = time.monotonic()
+        self._done, self._first = 0, (0, 0.0)
         self._figures: dict[str, float] = {}
         self._remark = ""
         self._said = -1
@@ -91,8 +91,9 @@ class _Lines:
         figures: Mapping[str, float] | None = None,
         remark: str = "",
     ) -> None:
-        if self._said < 0 and not self._done:
-            self._first = max(0, done - 1)
+        if not self._done:
+            # Neither what a run did before it was continued counts, nor the time to get ready.
+            self._first = done, time.monotonic()
         self._done, self._total = done, total or self._total
         self._figures |= figures or {}
         self._remark = remark
@@ -106,15 +107,17 @@ class _Lines:
 
     def _say(self) -> None:
         self._last, self._said = time.monotonic(), self._done
-        seconds = max(self._last - self._start, 1e-6)
-        rate = (self._done - self._first) / seconds
-        left = ""
-        if self._total and rate > 0 and self._done < self._total:
-            left = f"  {_clock((self._total - self._done) / rate)} left"
+        first, began = self._first
+        rate = (self._done - first) / max(self._last - began, 1e-6)
+        speed = left = ""
+        if rate > 0:
+            speed = f"  {rate:.3g} {self._unit}/s"
+            if self._total and self._done < self._total:
+                left = f"  {_clock((self._total - self._done) / rate)} left"
         of = f"/{self._total}" if self._total else ""
         shown = "".join(f"  {k} {v:.4g}" for k, v in self._figures.items())
         shown += f"  ! {self._remark}" if self._remark else ""
-        line = f"{self._what} {self._done}{of} {self._unit}  {rate:.3g} {self._unit}/s{left}{shown}"
+        line = f"{self._what} {self._done}{of} {self._unit}{speed}{left}{shown}"
         self._screen.print(line, markup=False)
 
 

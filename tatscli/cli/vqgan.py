@@ -1,5 +1,6 @@
 """``tats vqgan``: stage one."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -44,11 +45,9 @@ def train(
     from tatscli.app import train as use_case
 
     result = use_case.train_vqgan(config, resume, console.Terminal())
-    if config.data.input == "sound":
-        then = f"tats encode --data DIR --vqgan RUN --sound-vqgan {result.run}"
-    else:
-        then = f"tats encode --data DIR --vqgan {result.run}"
-    console.trained(result, as_json=json, then=then)
+    data, run = (shlex.quote(str(path)) for path in (config.data.data, result.run))
+    vqgan = f"RUN --sound-vqgan {run}" if config.data.input == "sound" else run
+    console.trained(result, as_json=json, then=f"tats encode --data {data} --vqgan {vqgan}")
 
 
 @app.command("eval", epilog="Example: tats vqgan eval runs/vqgan --data DIR --time")

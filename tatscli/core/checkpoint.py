@@ -11,7 +11,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +97,7 @@ class TrainedVQGAN:
             with ``image_discriminator.`` and ``video_discriminator.``.
         input_range: Largest absolute value of what it was trained on: 0.5, but for published
             VQGANs of sound.
+        is_inside: Whether its file is that of a GPT.
     """
 
     model: VQGAN
@@ -105,6 +106,7 @@ class TrainedVQGAN:
     step: int
     judges: Mapping[str, Tensor] = field(default_factory=dict)
     input_range: float = INPUT_RANGE
+    is_inside: bool = False
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -180,10 +182,12 @@ def read_vqgan(path: Path) -> TrainedVQGAN:
     checkpoint = _read(file)
     if is_original(checkpoint):
         with _naming(file):
-            return _from_original(original_vqgan(checkpoint), file)
+            found = _from_original(original_vqgan(checkpoint), file)
+        return replace(found, is_inside=holds_gpt(checkpoint))
     header, states = _header(checkpoint, file), checkpoint["state_dict"]
     facts = header.vqgan if isinstance(header, _GPTHeader) else header
-    return _trained_vqgan(facts, part_of(states, "vqgan."), header.step, file, _judges(states))
+    found = _trained_vqgan(facts, part_of(states, "vqgan."), header.step, file, _judges(states))
+    return replace(found, is_inside=facts is not header)
 
 
 def read_gpt(path: Path, vqgan: Path | None = None) -> TrainedGPT:

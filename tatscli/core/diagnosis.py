@@ -9,8 +9,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from statistics import median
 from typing import Literal
+
+from tatscli.config.words import counted
 
 Series = Sequence[tuple[int, float]]
 Figures = Mapping[str, Series]
@@ -58,8 +61,23 @@ OVERFITS = 0.02
 GUESSING = 0.98
 """Part of ln K, the loss of guessing among K codes, above which nothing was learnt: the plain
 frequencies of the codes alone give less."""
-FIRST_STEPS = 200
-"""Steps after the warm-up of the rate in which a GPT learns at least those frequencies."""
+FIRST_STEPS = 150
+"""Steps after the warm-up of the rate in which a GPT learns at least those frequencies, and in
+which an autoencoder settles: until then, errors of 0.84 were seen in runs that ended well."""
+
+GREY = 0.5
+"""Mean absolute error that a grey picture has at most, as frames are in [-0.5, 0.5]; networks that
+were just made have 0.3 to 0.4."""
+WORSE = 1.1
+"""Times ln K that mark a loss as worse than guessing: a GPT that was just made has 1.0."""
+UNSETTLED = 10
+"""Times these limits count until the first steps are done."""
+LOST = 4
+"""Times its own best that the absolute error of a run has where it was lost: 12 dB. What
+discriminators cost is judged apart, and was never more than half of it."""
+FORGOT = 0.25
+"""Part of ln K that the loss is above its own best where what was learnt is lost: of batches that
+differ, five in a row were a fifth of that apart."""
 
 AGAIN = "in a new run that starts from these weights (--init)"
 """Where settings are changed that a run which is continued must keep."""
@@ -103,6 +121,8 @@ class Facts:
         not_finite: The message with which it stopped at a number that is none; empty if it did not.
         positions: Of latent grids in a step of all processes.
         random_restart: Whether dead codes are moved.
+        codebook_decay: Decay of the moving averages of the codes.
+        restart_threshold: Part of the mean count below which a code is dead.
         discriminators: The names of those that have weight.
         disc_start: Step from which they act.
         disc_ramp: Steps in which their weight rises.
@@ -116,9 +136,24 @@ class Facts:
     not_finite: str = ""
     positions: int = 1
     random_restart: bool = False
+    codebook_decay: float = 0.99
+    restart_threshold: float = 0.1
     discriminators: tuple[str, ...] = ()
     disc_start: int = 0
     disc_ramp: int = 0
+
+    @property
+    def first_restart(self) -> int:
+        """Step in which the first codes are moved, those that nothing was given to; 0 for none.
+
+        All counts begin at 1. After n steps that of such a code is d^n, for a decay d, and the mean
+        d^n + p (1 - d^n), for p positions a code in each step.
+        """
+        if not self.random_restart:
+            return 0
+        given = self.restart_threshold * self.positions / self.codes
+        left = given / (1 - self.restart_threshold + given)
+        return math.ceil(math.log(left) / math.log(self.codebook_decay))
 
 
 def judge(figures: Figures, facts: Facts) -> list[Verdict]:
@@ -128,7 +163,10 @@ def judge(figures: Figures, facts: Facts) -> list[Verdict]:
         for name, series in figures.items()
     }
     verdicts = [rule(finite, facts) for rule in _RULES[facts.kind]]
-    return [_numbers(figures, facts), *filter(None, verdicts)]
+    numbers = _numbers(figures, facts)
+    if numbers.level == "good":
+        numbers = _lost(finite, facts) or numbers
+    return [numbers, *filter(None, verdicts)]
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict | None:
@@ -159,16 +197,54 @@ def _numbers(figures: Figures, facts: Facts) -> Verdict:
     return Verdict("numbers", "good", "all figures are finite")
 
 
+def _lost(figures: Figures, facts: Facts) -> Verdict | None:
+    """What is to be said where the model makes nothing of use any more, in finite numbers."""
+    is_vqgan = facts.kind == "vqgan"
+    if not (is_vqgan or facts.codes):
+        return None
+    guess = 0.0 if is_vqgan else math.log(facts.codes)
+    name, what = ("l1", "mean absolute error") if is_vqgan else ("loss", "loss")
+    trained, validated = figures.get(f"train/{name}", ()), figures.get(f"val/{name}", ())[-1:]
+    if not trained:
+        return None
+    step, now = trained[-1]
+    limit = GREY if is_vqgan else WORSE * guess
+    if step <= facts.warmup + FIRST_STEPS:
+        limit *= UNSETTLED
+    since = _above(trained, limit)
+    # One odd batch decides nothing; that all validation clips agree with it does.
+    text = ""
+    if len(since) >= ENOUGH or (since and validated and validated[0][1] > limit):
+        known = "that of a grey picture is at most 0.5"
+        if not is_vqgan:
+            known = f"guessing among {facts.codes:,} codes has {guess:.2f}"
+        text = f"diverged at step {since[0][0]:,}: {what} {now:.4g}; {known}"
+    else:
+        best, at = _best(trained)
+        since = _above(trained, LOST * best if is_vqgan else best + FORGOT * guess)
+        if len(since) >= RECENT:
+            text = f"fell back at step {since[0][0]:,}: {what} {now:.4g}, {best:.4g} at step {at:,}"
+    if not text:
+        return None
+    advice = (
+        "a lower --learning-rate or a smaller --grad-clip, in a new run; --init starts it from a "
+        "checkpoint that was saved before, such as best.ckpt"
+    )
+    return Verdict("numbers", "bad", text, now, advice)
+
+
 def _codebook(figures: Figures, facts: Facts) -> Verdict | None:
-    used, codes = _since(figures.get("train/codes_used", ()), facts.warmup), facts.codes
+    # What random restart mends cannot be seen before it has acted.
+    start, codes = max(facts.warmup, facts.first_restart), facts.codes
+    used = _since(figures.get("train/codes_used", ()), start)
     if len(used) < ENOUGH:
-        due = facts.warmup + ENOUGH * facts.log_steps
+        due = start + ENOUGH * facts.log_steps
         return _early("codebook", f"judged from about step {due:,} on")
     # The largest: the last window of a run may be shorter than the others.
     count = max(value for _, value in used[-ENOUGH:])
     could = codes * -math.expm1(-facts.positions * facts.log_steps / codes)
     share = count / could
-    text = f"{count:,.0f} of {codes:,} codes used over {facts.log_steps} steps"
+    text = f"{count:,.0f} of {codes:,} codes used over {counted(facts.log_steps, 'step')}"
     if could < 0.9 * codes:
         text += f", which could use {could:,.0f}"
     if (dead := figures.get("train/codes_dead")) and dead[-1][1]:
@@ -253,7 +329,8 @@ def _reconstruction(figures: Figures, facts: Facts) -> Verdict | None:
 def _loader(figures: Figures, facts: Facts) -> Verdict | None:
     waiting = figures.get("train/waiting", ())
     if len(waiting) < ENOUGH:
-        return _early("loader", f"waiting is timed every {facts.log_steps} steps")
+        every = "step" if facts.log_steps == 1 else f"{facts.log_steps:,} steps"
+        return _early("loader", f"waiting is timed every {every}")
     share = _now(waiting)
     text = f"{_percent(share)} of the time is spent on waiting for clips"
     if share < WAITS:
@@ -286,7 +363,7 @@ def _learning(figures: Figures, facts: Facts) -> Verdict | None:
 def _overfitting(figures: Figures, facts: Facts) -> Verdict | None:
     validated, trained = figures.get("val/loss", ()), figures.get("train/loss", ())
     if len(validated) <= RISING:
-        return _early("overfitting", f"{len(validated)} validations so far")
+        return _early("overfitting", f"{counted(len(validated), 'validation')} so far")
     at, (step, best) = min(enumerate(validated), key=lambda item: item[1][1])
     since, now = len(validated) - 1 - at, _now(validated[at:][-RISING:])
     rise = (now - best) / max(best, NOTHING_LEFT)
@@ -328,6 +405,17 @@ def _now(series: Series) -> float:
 
 def _since(series: Series, start: int) -> Series:
     return [(step, value) for step, value in series if step > start]
+
+
+def _above(series: Series, limit: float) -> Series:
+    """The last points, as far as all of them are above a limit."""
+    return list(takewhile(lambda point: point[1] > limit, reversed(series)))[::-1]
+
+
+def _best(series: Series) -> tuple[float, int]:
+    """The lowest value that a figure ever had, as ``_now`` takes it, and when."""
+    ends = range(min(RECENT, len(series)), len(series) + 1)
+    return min((_now(series[max(0, end - RECENT) : end]), series[end - 1][0]) for end in ends)
 
 
 def _weights(facts: Facts) -> list[str]:

@@ -39,7 +39,7 @@ def test_a_run_that_is_well_has_nothing_bad(vqgan_run: Path, gpt_run: Path) -> N
         verdicts = diagnose(run)
         assert [verdict.subject for verdict in verdicts] == subjects
         assert "bad" not in {verdict.level for verdict in verdicts} - {"loader"}
-    assert "step 200" in of(gpt_run, "learning").text
+    assert "step 150" in of(gpt_run, "learning").text
 
 
 def test_a_codebook_in_which_one_code_wins(
@@ -108,6 +108,21 @@ def test_numbers_that_are_none_any_more(data: Path, tmp_path: Path) -> None:
     assert (verdict.level, verdict.figure) == ("bad", 1)
     assert verdict.text.startswith("not finite at step 1: l1 = nan")
     assert "--learning-rate" in verdict.advice
+
+
+def test_a_run_that_diverges_in_finite_numbers(
+    vqgan_run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(vqgan_run, tmp_path / "run")
+    monkeypatch.setattr(app, "PAUSE", 0)
+    notes = Notes()
+    config = vqgan_config(data, run, optim={"learning_rate": 1}, train={"max_steps": 8})
+    train_vqgan(config, resume=run, reporter=notes)
+    verdict = of(run, "numbers")
+    assert verdict.level == "bad"
+    assert verdict.text.startswith("diverged at step ")
+    assert sum("numbers: diverged" in text for text in notes.warnings) == 1
+    assert notes.remarks[-1].startswith("numbers: diverged")
 
 
 def test_another_failure_is_no_matter_of_numbers(vqgan_run: Path, tmp_path: Path) -> None:

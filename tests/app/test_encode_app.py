@@ -14,9 +14,11 @@ from tiny_app import Notes, broken, encode_config, gpt_config
 from tatscli.app import encode as module
 from tatscli.app.data import VideoClips, open_videos, synthesise
 from tatscli.app.encode import decode, encode
+from tatscli.app.reconstruct import evaluate_vqgan
 from tatscli.app.reporting import Silent
 from tatscli.app.train import train_gpt
 from tatscli.config.encode import DecodeConfig
+from tatscli.config.evaluate import VQGANEvalConfig
 from tatscli.config.synth import SynthConfig
 from tatscli.core.checkpoint import read_vqgan
 from tatscli.core.data import tokens as token_files
@@ -83,7 +85,7 @@ def test_an_interrupted_encoding_goes_on_to_the_same_files(
     monkeypatch.setattr(TokenWriter, "write", original)
     notes = Notes()
     encode(config, notes)
-    assert any("2 shards are there already" in note for note in notes.notes)
+    assert any("continuing after 2 of" in note for note in notes.notes)
     found, expected = contents(tmp_path / "parts"), contents(whole)
     assert list(found) == list(expected)
     for name in expected:
@@ -114,6 +116,22 @@ def test_in_bf16_the_share_of_other_codes_is_said_and_the_tokens_know_it(
     assert read_vqgan(out).model.dtype == torch.float32
     with pytest.raises(DataError, match="precision"):
         encode(encode_config(data, out, vqgan_run))
+
+
+def test_that_a_vqgan_is_the_one_inside_a_gpt_is_said(
+    data: Path, vqgan_run: Path, gpt_run: Path, tmp_path: Path
+) -> None:
+    said = "is a GPT: the VQGAN inside it is used"
+    for run, times in ((gpt_run, 1), (vqgan_run, 0)):
+        evaluated, encoded = Notes(), Notes()
+        config = VQGANEvalConfig.model_validate(
+            {"data": {"data": data}, "compute": {"device": "cpu"}}
+        )
+        evaluate_vqgan(run, config, evaluated)
+        found = encode(encode_config(data, tmp_path / run.name, run), encoded)
+        for notes in (evaluated, encoded):
+            assert sum(said in note for note in notes.notes) == times
+    assert found.codes == 16
 
 
 def test_a_corrupt_video_is_named_and_left_out(data: Path, vqgan_run: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from tatscli.app.reporting import Silent
 from tatscli.app.self_test import self_test
 from tatscli.app.signature import compare_results, signature_of
 from tatscli.app.train import train_gpt, train_vqgan
+from tatscli.cli.evaluate import provenance
 from tatscli.config.evaluate import FVDConfig, ProtocolConfig
 from tatscli.core.data.video import write_video
 from tatscli.core.metrics.feature_file import FeatureSet
@@ -302,6 +303,36 @@ def test_sides_at_different_speeds_are_warned_of_unless_a_rate_is_given(tmp_path
     assert matched.value < evaluate_fvd(real, fake, options()).value
 
 
+@pytest.mark.usefixtures("cheap")
+def test_a_side_of_several_speeds_says_which(tmp_path: Path) -> None:
+    mixed = ramps(tmp_path / "mixed", 25, slice(None))
+    for number, rate in ((2, 8), (3, 25), (4, 25)):
+        frames = np.full((12, 8, 8, 3), 20 * number, np.uint8)
+        write_video(mixed / f"{number}.mkv", frames, rate, lossless=True)
+    even = ramps(tmp_path / "even", 25, slice(None))
+
+    def said(real: Path, fake: Path, **settings: Any) -> str:
+        notes = Notes()
+        evaluate_fvd(real, fake, options(**settings), notes)
+        return "\n".join(notes.warnings)
+
+    # The median of both is 25.
+    assert "real videos of 8 to 25 frames per second, samples of 25: different" in said(mixed, even)
+    assert "speeds" not in said(mixed, mixed)
+    assert "speeds" not in said(mixed, even, frame_rate=10)
+    found = evaluate_fvd(mixed, even, options())
+    assert (found.frame_rates, found.frame_rate_ranges) == ([25, 25], [[8, 25], [25, 25]])
+    assert "5 videos, 8x8, 8 to 25 fps" in provenance(found)["real"]
+    assert "2 videos, 8x8, 25 fps" in provenance(found)["fake"]
+    # A file of features that an older version wrote knows the median alone.
+    kept = module.write_features(mixed, tmp_path / "kept.npz", options())
+    del kept.about["rates"]
+    kept.write(tmp_path / "old.npz")
+    old = evaluate_fvd(tmp_path / "old.npz", even, options())
+    assert not any("speeds" in text for text in old.warnings)
+    assert "5 videos, 8x8, 25 fps" in provenance(old)["real"]
+
+
 def moving(count: int, seed: int, frames: int = 9, side: int = 16) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (count, frames, side, side, 3), np.uint8)
@@ -560,7 +591,7 @@ def test_what_speaks_against_a_number_is_said(tmp_path: Path) -> None:
         "below 401 covariances are singular",
         "--match-n",
         "1 of 7 clips of real videos are there twice",
-        "1 clips are among the real videos and among the samples",
+        "1 clip both among the real videos and the samples",
         "real videos are stored with losses, the others without",
     ):
         assert part in text
@@ -570,7 +601,7 @@ def test_what_speaks_against_a_number_is_said(tmp_path: Path) -> None:
     assert "fewer videos than --limit 9" in said(limit=9)
     # Samples that are stored twice, as some tools do, are not twice as many.
     write_video(fake / "v2.mp4", moving(1, 9, 12)[0], 8)
-    assert "1 samples have the name of another, but for the suffix" in said()
+    assert "1 sample with the name of another, but for the suffix" in said()
 
 
 @pytest.mark.usefixtures("cheap")
@@ -639,7 +670,7 @@ def test_short_videos_are_left_out_refused_or_padded(tmp_path: Path) -> None:
     assert evaluate_fvd(real, fake, options()).real_videos == 3
     padded = evaluate_fvd(real, fake, options(short="pad"))
     assert padded.real_videos == 4
-    assert any("repeat their last frame" in text for text in padded.warnings)
+    assert any("last frame repeated" in text for text in padded.warnings)
     with pytest.raises(DataError, match="has 5 frames, a clip needs 9") as caught:
         evaluate_fvd(real, fake, options(short="error"))
     assert "--short skip" in caught.value.hint

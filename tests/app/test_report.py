@@ -315,6 +315,28 @@ def test_only_a_page_is_overwritten(run):
     assert (run / "config.yaml").read_text() == before
     report([run])
     assert report([run]).page.is_file()
+    (run / "report.html").write_text("<p>mine</p>")
+    with pytest.raises(RunError, match="no report wrote it") as caught:
+        report([run])
+    assert "--out" in caught.value.hint
+    assert (run / "report.html").read_text() == "<p>mine</p>"
+
+
+def test_pictures_say_which_clips_are_held_out(run):
+    said = "From the top left on, training clips: 1 and 2; held-out clips: 3 and 4."
+    assert said in read(report([run]).page).text
+    edit(run, pictured={"train": 1, "val": 2})
+    assert "training clips: 1; held-out clips: 2 and 3." in read(report([run]).page).text
+    for unknown in (None, {"val": "all"}, 7):
+        edit(run, pictured=unknown)
+        assert "From the top left" not in read(report([run]).page).text
+
+
+def test_a_precision_is_called_what_the_option_calls_it(run):
+    for recorded, shown in (("32-true", "float32"), ("bf16-mixed", "bf16"), ("odd", "odd")):
+        edit(run, precision=recorded)
+        page = read(report([run]).page)
+        assert f"Precision\n{shown}\n" in page.text
 
 
 def test_a_large_run_fits_by_choosing_the_newest_and_a_spread(run, monkeypatch):

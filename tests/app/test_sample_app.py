@@ -81,7 +81,7 @@ def test_samples_that_are_done_stay_when_the_others_are_interrupted(
     assert (tmp_path / "mine").exists() == bool(done)
     if done:
         assert len(read_samples(tmp_path / "mine")[0]) == done
-        assert f"{tmp_path / 'mine'} holds the 2 samples that were done" in notes.notes
+        assert f"{tmp_path / 'mine'} holds the 2 samples done so far" in notes.notes
 
 
 def test_samples_do_not_depend_on_the_batch(gpt_run: Path) -> None:

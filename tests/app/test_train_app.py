@@ -482,11 +482,30 @@ def test_a_run_on_tokens_goes_on_with_these_tokens_and_its_vqgan(
     run = train_gpt(gpt_config(tokens, tmp_path / "run", train={"max_steps": 1})).run
     more = {"max_steps": 2}
     denser = encode(encode_config(data, tmp_path / "t", vqgan_run, encode={"stride": 2})).folder
-    with pytest.raises(DataError, match="20 clips in 1 shards .* had 12 clips in 1 shards"):
+    with pytest.raises(DataError, match="20 clips in 1 shard .* had 12 clips in 1 shard"):
         train_gpt(gpt_config(denser, run, train=more), resume=run)
     with pytest.raises(ConfigError, match=f"vqgan: None -> {other_vqgan_run}"):
         train_gpt(gpt_config(tokens, run, other_vqgan_run, train=more), resume=run)
     assert train_gpt(gpt_config(tokens, run, train=more), resume=run).steps == 2
+
+
+def test_a_run_tells_of_its_first_step_wherever_it_goes_on(data: Path, tmp_path: Path) -> None:
+    for steps, told in ((2, [1, 2]), (6, [3, 6])):
+        notes = Notes()
+        config = vqgan_config(data, tmp_path / "run", train={"max_steps": steps, "log_every": 100})
+        train_vqgan(config, tmp_path / "run" if steps > 2 else None, notes)
+        assert notes.done[-2:] == told
+
+
+def test_another_rate_is_a_note(data: Path, tmp_path: Path) -> None:
+    run = train_vqgan(vqgan_config(data, tmp_path / "run", train={"max_steps": 1})).run
+    said: list[list[str]] = []
+    for steps, rate in ((2, 1e-3), (3, 0.1), (4, 0.1)):
+        notes = Notes()
+        config = vqgan_config(data, run, train={"max_steps": steps}, optim={"learning_rate": rate})
+        train_vqgan(config, run, notes)
+        said.append([note for note in notes.notes if "from here on" in note])
+    assert said == [[], ["from here on --learning-rate 0.1, before it was 0.001"], []]
 
 
 def test_another_number_of_clips_a_step_is_a_note(data: Path, tmp_path: Path) -> None:
@@ -496,7 +515,7 @@ def test_another_number_of_clips_a_step_is_a_note(data: Path, tmp_path: Path) ->
     train_vqgan(vqgan_config(data, run, train=split), resume=run, reporter=same)
     assert not any("order of clips" in note for note in same.notes)
     train_vqgan(vqgan_config(data, run, train={"max_steps": 3, "batch_size": 3}), run, other)
-    assert any("3 clips a step, before it were 2" in note for note in other.notes)
+    assert any("3 clips a step, 2 before" in note for note in other.notes)
 
 
 def test_a_run_that_is_finished_says_so_with_its_figures(data: Path, tmp_path: Path) -> None:

@@ -385,7 +385,7 @@ DEAD_WORKER = RuntimeError("DataLoader worker (pid 4711) is killed by signal: Ki
         (["sample", "short"], "sample.short_sampler", "--batch-size auto"),
         (["sample", "long"], "sample.long_sampler", "--precision bf16"),
         (["decode", "tokens"], "encode.local_tokens", "--batch-size"),
-        (["vqgan", "eval", "run", "--time"], "reconstruct.read_vqgan", "--batch-size"),
+        (["vqgan", "eval", "run", "--time"], "reconstruct.noted_vqgan", "--batch-size"),
         (["eval", "classes", ".", "."], "recognise.read_listing", "--clips"),
         (["bench"], "bench.choose_device", "--size"),
     ],

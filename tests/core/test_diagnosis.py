@@ -5,10 +5,12 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 import typer
 
 from tatscli.cli.main import app
 from tatscli.core.diagnosis import Facts, Verdict, judge, worst
+from tatscli.core.models.codebook import Codebook
 
 VQGAN = Facts(
     "vqgan", codes=100, log_steps=10, warmup=20, positions=1000,
@@ -40,8 +42,21 @@ def codes(used: float, dead: float = 0.0):
     return {"train/codes_used": series(90, 90, *[used] * 3), "train/codes_dead": series(dead)}
 
 
-def losses(validated: list[float], trained: list[float]):
-    return {"val/loss": series(*validated), "train/loss": series(*trained)}
+def losses(validated: list[float], trained: list[float] | list[tuple[int, float]]):
+    known = trained if isinstance(trained[0], tuple) else series(*trained)
+    return {"val/loss": series(*validated), "train/loss": known}
+
+
+def later(*values: float) -> list[tuple[int, float]]:
+    """Figures from long after the start."""
+    return series(*values, first=300)
+
+
+def errors(*values: float, first: int = 300, validated: float | None = None):
+    """Mean absolute errors, long after the start."""
+    trained = series(*values, first=first)
+    found = {"train/l1": trained}
+    return found if validated is None else found | {"val/l1": [(trained[-1][0], validated)]}
 
 
 CASES = [
@@ -57,7 +72,10 @@ CASES = [
     ("codebook", codes(49), VQGAN, "watch", "49 of 100"),
     ("codebook", codes(21), VQGAN, "watch", "21 of 100"),
     ("codebook", codes(19, 0.81), VQGAN, "bad", "19 of 100 codes used over 10 steps; 81 % are"),
-    ("codebook", codes(1), replace(VQGAN, random_restart=True), "bad", "1 of 100"),
+    ("codebook", codes(1), replace(VQGAN, random_restart=True, restart_threshold=0.9), "bad",
+     "1 of 100"),
+    # Codes are moved from step 64 on, when they are below a tenth of the mean count.
+    ("codebook", codes(1), replace(VQGAN, random_restart=True), "early", "step 94"),
     # 10 steps of 2 positions cannot use more than 18 codes.
     ("codebook", codes(16), replace(VQGAN, positions=2), "good", "which could use 18"),
     ("codebook", {"train/codes_used": series(1, 1)}, VQGAN, "early", "too early to say"),
@@ -90,7 +108,7 @@ CASES = [
     ("loader", {"train/waiting": series(0.9)}, VQGAN, "early", "every 10 steps"),
     ("learning", {"train/loss": series(7, 6.9, 6.9, 6.9, first=230)}, GPT, "bad", "nothing learnt"),
     ("learning", {"train/loss": series(7, 6, 6, 6, first=230)}, GPT, "good", "loss 6.00; guessing"),
-    ("learning", {"train/loss": series(7, 7, 7, 7)}, GPT, "early", "step 250"),
+    ("learning", {"train/loss": series(7, 7, 7, 7)}, GPT, "early", "step 200"),
     ("overfitting", losses([4, 3, 3.1, 3.2, 3.3], [4, 3, 2, 1, 1]), GPT, "bad", "up 7 % since"),
     ("overfitting", losses([4, 3, 3.01, 3.02, 3.01], [4, 3, 2, 1, 1]), GPT, "watch", "since step"),
     ("overfitting", losses([4, 3, 2, 3, 3], [4, 3, 2, 1, 1]), GPT, "good", "best 2.000 at step 30"),
@@ -98,6 +116,28 @@ CASES = [
     ("overfitting", losses([4, 0, 1, 1, 1], [4, 3, 2, 1, 0]), GPT, "bad", "since step 20"),
     ("overfitting", losses([4, 3, 4, 5, 6], [4, 3, 4, 5, 6]), GPT, "watch", "did not fall"),
     ("overfitting", losses([4, 5, 6], [4, 3, 2]), GPT, "early", "3 validations"),
+    ("overfitting", losses([4], [4, 3, 2]), GPT, "early", "1 validation so far"),
+    # Noise around grey is 0.5 away and more; in the first steps that is no wonder.
+    ("numbers", errors(0.1, 0.6, 0.7, 0.8), VQGAN, "bad",
+     "diverged at step 310: mean absolute error 0.8; that of a grey picture is at most 0.5"),
+    ("numbers", errors(0.1, 0.1, 0.6, 0.7), VQGAN, "good", "finite"),
+    ("numbers", errors(0.1, 0.6, 0.7, 0.8, first=110), VQGAN, "good", "finite"),
+    ("numbers", errors(0.1, 0.1, 197, first=20, validated=2208), VQGAN, "bad", "at step 40"),
+    ("numbers", errors(0.1, 0.1, 0.6, validated=0.1), VQGAN, "good", "finite"),
+    ("numbers", errors(0.1, 0.1, 0.1, validated=0.6), VQGAN, "good", "finite"),
+    ("numbers", errors(*[0.05] * 5, *[0.21] * 5), VQGAN, "bad",
+     "fell back at step 350: mean absolute error 0.21, 0.05 at step 340"),
+    ("numbers", errors(*[0.05] * 5, *[0.21] * 4), VQGAN, "good", "finite"),
+    # What discriminators cost is judged apart.
+    ("numbers", errors(*[0.05] * 5, *[0.15] * 9), VQGAN, "good", "finite"),
+    ("numbers", losses([6], later(2, 8, 8, 9)), GPT, "bad",
+     "diverged at step 310: loss 9; guessing among 1,024 codes has 6.93"),
+    # The loss of an untrained GPT, and that of validation where training goes on.
+    ("numbers", losses([9, 9], later(7.1, 7.1, 7.1, 3)), GPT, "good", "finite"),
+    ("numbers", losses([6], later(*[2] * 5, *[4] * 5)), GPT, "bad",
+     "fell back at step 350: loss 4, 2 at step 340"),
+    ("numbers", losses([6], later(*[2] * 5, *[3.5] * 5)), GPT, "good", "finite"),
+    ("numbers", losses([6], later(9, 9, 9)), replace(GPT, codes=0), "good", "finite"),
 ]  # fmt: skip
 
 
@@ -111,6 +151,39 @@ def test_the_rule(subject, figures, facts, level, words):
     found = verdict(subject, figures, facts)
     assert (found.level, words in found.line) == (level, True), found
     assert bool(found.advice) == (level in ("watch", "bad"))
+
+
+def test_codes_are_not_judged_before_random_restart_can_have_acted():
+    """The tiny preset, as it went: 4 clips of 4 x 16 x 16 positions, 1,024 codes, warm-up 20."""
+    tiny = Facts("vqgan", codes=1024, log_steps=10, warmup=20, positions=4096, random_restart=True)
+    used = series(1024, 212, 131, 102, 69, 128, 80, 119, 106, 106, 94, 169, 849, 836, 756, 662)
+    levels = {
+        step: verdict("codebook", {"train/codes_used": used[: step // 10]}, tiny).level
+        for step in range(10, 170, 10)
+    }
+    assert {step for step, level in levels.items() if level != "early"} == {140, 150, 160}
+    assert {levels[step] for step in (140, 150, 160)} == {"good"}
+
+
+def test_the_first_restart_is_that_of_the_codebook():
+    """Of codes that are given nothing, while the others are given all."""
+    book = Codebook(codes=8, width=2, random_restart=True)
+    moved = False
+    step = 0
+    while not moved:
+        step += 1
+        book.forward(torch.zeros(1, 2, 1, 2, 2))
+        before = book.N.clone()
+        book.update()
+        moved = bool((before < book.N).sum() > 1)
+    facts = Facts("vqgan", codes=8, log_steps=1, positions=4, random_restart=True)
+    assert facts.first_restart == step
+
+
+def test_a_gpt_of_the_tiny_preset_is_judged_within_200_steps():
+    tiny = Facts("gpt", codes=1024, log_steps=10, warmup=20)
+    figures = {"train/loss": series(*[5.0] * 20)}
+    assert verdict("learning", figures, tiny).level == "good"
 
 
 def test_the_advice_names_options_that_the_command_has():

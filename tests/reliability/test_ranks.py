@@ -159,7 +159,7 @@ def test_an_encoding_killed_again_and_again_is_that_of_one_uninterrupted_process
     kept = shards(out)
     code, _, err = start(*call).end(600)
     assert code == 0, err
-    assert f"continuing: {kept} shards are there already" in err
+    assert f"continuing after {kept} of" in err
     assert content(out) == whole(size)
     assert read_manifest(out).complete and not verify(out)
 

@@ -14,6 +14,7 @@ from tatscli.app.report.curves import charts
 from tatscli.app.report.folders import Evaluation, Run, Samples, find, flat, read_evaluation
 from tatscli.app.report.page import Section
 from tatscli.app.reporting import Reporter, Silent
+from tatscli.config.words import counted
 from tatscli.core.data.video import VideoInfo, probe
 from tatscli.core.diagnosis import Verdict
 from tatscli.core.files import write_whole
@@ -28,6 +29,10 @@ AROUND = 1000
 GALLERY = 12
 """Samples of a folder that are shown one by one."""
 STAGES = {"vqgan": "Stage one: VQGAN", "gpt": "Stage two: GPT"}
+PRECISIONS = {"32-true": "float32", "bf16-mixed": "bf16"}
+"""What Lightning calls the values of ``--precision``."""
+SPLITS = {"train": "training clips", "val": "held-out clips"}
+"""Of a dataset, and what the clips of each are called."""
 STATUS_LEVELS = {"finished": "good", "stopped": "watch", "failed": "bad"}
 HEADLINES = ("value", "right", "psnr_db")
 """The figure of an evaluation that is written large: the first of these that it has."""
@@ -79,6 +84,11 @@ def report(
     out = out or folders[0] / "report.html"
     if out.suffix.lower() not in (".html", ".htm"):
         raise RunError(f"--out {out} names no page", "give a name that ends in .html")
+    if out.is_file() and not page.is_page(out):
+        raise RunError(
+            f"{out} is there already, and no report wrote it",
+            "give the page another name with --out, or move that file away",
+        )
     runs, samples = find(folders, reporter)
     given = [read_evaluation(file) for file in metrics]
     shown: list[Run | Samples] = [*runs, *samples]
@@ -124,7 +134,7 @@ def _summary(runs: Sequence[Run]) -> Iterator[Section]:
 
 
 def _facts(run: Run) -> dict[str, str]:
-    record = run.record
+    record, precision = run.record, run.record.get("precision", "")
     most = run.settings.get("train.max_steps")
     found = {
         "Stage": STAGES.get(run.kind, run.kind),
@@ -133,7 +143,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Time": _clock(run.time),
         "Last written": _day(run.last_sign) if run.status == "running" else "",
         "Device": _device(record),
-        "Precision": str(record.get("precision", "")),
+        "Precision": PRECISIONS.get(str(precision), str(precision)),
         "Data": str(run.settings.get("data.data") or ""),
         "Content": str(_mapping(record.get("data")).get("holds", "")),
         "Parameters": _count(record.get("parameters")),
@@ -204,9 +214,9 @@ def _drawn(runs: Sequence[Run], kept: Kept) -> Iterator[Section]:
     titles = {
         "vqgan": (
             "Reconstructions",
-            "Held-out and training clips through the codes and back: in the video the original is "
-            "left and the reconstruction right, in the still each original is above its "
-            "reconstruction.",
+            "Clips through the codes and back, training clips first, then held-out ones: in the "
+            "video the original is left and the reconstruction right, in the still each original "
+            "is above its reconstruction.",
         ),
         "gpt": ("Samples while training", "What the GPT wrote at each step, always from one seed."),
     }
@@ -218,15 +228,26 @@ def _drawn(runs: Sequence[Run], kept: Kept) -> Iterator[Section]:
                 for step, drawn in _in_page(run.drawn, kept).items()
             }
             if shown:
-                told = ""
+                told = _pictured(run)
                 if len(shown) < len(run.drawn):
-                    told = (
-                        f"{len(shown)} of {len(run.drawn)} steps; all are in {run.folder.samples}."
+                    told += (
+                        f" {len(shown)} of {len(run.drawn)} steps; all are in {run.folder.samples}."
                     )
-                bodies.append(page.part(run.name, page.slider(shown), told))
+                bodies.append(page.part(run.name, page.slider(shown), told.strip()))
         if bodies:
             title, text = titles.get(kind, (f"Pictures of {kind}", ""))
             yield Section(title, text, "\n".join(bodies))
+
+
+def _pictured(run: Run) -> str:
+    """Which of the clips in its pictures are of which split, where a run recorded it."""
+    counts, said, first = _mapping(run.record.get("pictured")), [], 1
+    for split, name in SPLITS.items():
+        if isinstance(count := counts.get(split), int) and count:
+            numbers = " and ".join(map(str, range(first, first + count)))
+            said.append(f"{name}: {numbers}")
+            first += count
+    return f"From the top left on, {'; '.join(said)}." if said else ""
 
 
 def _drawn_caption(file: Path, step: int) -> str:
@@ -256,7 +277,7 @@ def _samples(samples: Sequence[Samples], kept: Kept) -> Iterator[Section]:
         if single:
             body += page.part("One by one", page.row(*single, small=True))
         body += page.folded("How they were drawn", page.facts(settings))
-        text = f"{len(folder.listed)} samples"
+        text = counted(len(folder.listed), "sample")
         if single and len(single) < len(folder.listed):
             text += f", of which {len(single)} are shown one by one"
         bodies.append(page.part(folder.name, body, f"{text}."))

@@ -25,6 +25,8 @@ KINDS = {".png": "image/png", ".mp4": "video/mp4"}
 """What a page can hold, by suffix."""
 LEVELS = {"bad": "Bad", "watch": "Watch", "early": "Too early", "good": "Good"}
 """Of verdicts, worst first, and what they are called."""
+MARK = '<p class="kicker">tats</p>'
+"""What every page has, and others hardly do."""
 COLOURS = 8
 """Of runs, told apart by the colour-blind too; then they repeat."""
 
@@ -58,6 +60,7 @@ def page(title: str, text: str, sections: Sequence[Section]) -> str:
         f"script-src 'sha256-{digest}'"
     )
     return Template(_part("page.html")).substitute(
+        mark=MARK,
         title=escape(title),
         text=escape(text),
         policy=escape(policy),
@@ -66,6 +69,14 @@ def page(title: str, text: str, sections: Sequence[Section]) -> str:
         links="\n".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections),
         body="\n".join(_section(section) for section in sections),
     )
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is such a page, which a new one may replace."""
+    try:
+        return MARK.encode() in file.read_bytes()
+    except OSError:
+        return False
 
 
 def part(title: str, body: str, text: str = "") -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from tatscli.config.data import ClipConfig
+from tatscli.config.words import counted
 from tatscli.core.data.bad import BadVideos, Undecodable
 from tatscli.core.data.index import Problem, VideoEntry
 from tatscli.core.data.sound import silence, sound_patches
@@ -139,7 +140,7 @@ class ClipSource:
         self.problems = tuple(
             Problem(
                 entry.path,
-                f"has {length} frames{rate}{_of(entry, length)}, a clip needs "
+                f"has {counted(length, 'frame')}{rate}{_of(entry, length)}, a clip needs "
                 f"{clip.sequence_length}",
             )
             for entry, length in zip(entries, lengths, strict=True)
@@ -152,7 +153,8 @@ class ClipSource:
             name = root.name if entry.path == "." else entry.path
             if (entry.first, entry.stop) != (0, len(entry.info.times)):
                 name = f"frames {entry.first} to {entry.stop - 1} of {name}"
-            first = f"the first, {name}, has {lengths[0]} frames{rate}{_of(entry, lengths[0])}"
+            has = f"{counted(lengths[0], 'frame')}{rate}{_of(entry, lengths[0])}"
+            first = f"the first, {name}, has {has}"
             raise DataError(
                 f"{root}: no {entries[0].split} video is long enough for a clip of "
                 f"{clip.sequence_length} frames; {first}, the longest {max(lengths)}"

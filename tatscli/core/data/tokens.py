@@ -32,6 +32,7 @@ from torch.utils.data import Dataset
 
 from tatscli import __version__
 from tatscli.config.data import ClipConfig
+from tatscli.config.words import counted
 from tatscli.core.checkpoint import read_vqgan, require_intact
 from tatscli.core.data.clips import FRAMES, NOTHING, Draw, Wanted
 from tatscli.core.data.index import Problem, Progress, Split
@@ -505,7 +506,7 @@ def read_manifest(path: Path) -> TokenManifest:
     if not manifest.complete:
         done, units = len(shards_of(path, manifest)), len(_all_units(manifest))
         raise DataError(
-            f"{path}: incomplete, {done} of {units} shards are written",
+            f"{path}: incomplete, {done} of {counted(units, 'shard')} written",
             "run the same 'tats encode' or 'tats tokens merge' again; it goes on where it stopped",
         )
     return manifest

@@ -340,7 +340,7 @@ class GracefulStop(Callback):
 
 
 class Telling(Callback):
-    """Tells the display where the run is, every N steps.
+    """Tells the display where the run is, after its first step and then every N steps.
 
     Args:
         on_step: Told.
@@ -366,6 +366,7 @@ class Telling(Callback):
         self._on_step, self._every, self._figures = on_step, every, figures
         self._least_seconds, self._waiting, self._timings = least_seconds, waiting, timings
         self._steps, self._seconds, self._began = 0, 0.0, 0.0
+        self._is_first = True
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Look at the clock."""
@@ -377,8 +378,9 @@ class Telling(Callback):
         self._steps += 1
         self._seconds += time.perf_counter() - self._began
         step = trainer.global_step
-        if step % self._every and step != trainer.max_steps and step > 1:
+        if step % self._every and step != trainer.max_steps and not self._is_first:
             return
+        self._is_first = False
         metrics = trainer.callback_metrics
         shown = {name: float(metrics[key]) for name, key in self._figures.items() if key in metrics}
         whole = self._waiting.seconds + self._seconds

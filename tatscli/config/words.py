@@ -1,0 +1,25 @@
+"""How numbers are said to people, for all layers."""
+
+from collections.abc import Collection
+
+
+def counted(number: int, unit: str) -> str:
+    """A number with its unit: ``1 shard``, ``1,200 training clips``.
+
+    Args:
+        number: How many.
+        unit: The singular of what is counted; words before it stay as they are.
+    """
+    if number == 1:
+        return f"1 {unit}"
+    return f"{number:,} {unit}{'es' if unit.endswith('s') else 's'}"
+
+
+def span(values: Collection[float]) -> str:
+    """The least and the largest of some values, ``10.5 to 30``; one of them where both read alike.
+
+    Args:
+        values: One at least.
+    """
+    least, most = (f"{value:.4g}" for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"
