@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,16 +70,18 @@ class Listed:
         """Read the listings of a folder, and of those in it, two deep.
 
         Raises:
-            DataError: One is damaged.
+            DataError: That of the folder itself is damaged.
         """
         folders = {}
         for depth in ("", "*/", "*/*/"):
             for file in root.glob(depth + LISTING):
                 folder = PurePosixPath(file.parent.relative_to(root).as_posix())
-                folders[folder] = frozenset(
-                    str(folder / sample.get("lossless", sample["file"]))
-                    for sample in read_listing(file.parent)
-                )
+                # Further down, a file of that name may be anything.
+                with suppress(DataError) if depth else nullcontext():
+                    folders[folder] = frozenset(
+                        str(folder / sample.get("lossless", sample["file"]))
+                        for sample in read_listing(file.parent)
+                    )
         return cls(folders)
 
     @property

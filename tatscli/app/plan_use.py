@@ -246,8 +246,9 @@ def plan_sample(
     opened = time.perf_counter() - began
     guidance = config.condition.guidance
     largest = sampler.largest_batch(guidance)
-    batch = min(options.samples, sampler.sequences(options, guidance))
-    one_batch = options.model_copy(update={"samples": batch})
+    sequences = sampler.sequences(options, guidance)
+    batch = min(options.samples, sequences)
+    one_batch = options.model_copy(update={"samples": batch, "batch_size": sequences})
     known = 0 if start is None else start.shape[1] * sampler.trained.model.config.frame_tokens
     with reporter.task("sampling a batch", "tokens", batch * sampler.tokens) as task:
         ticks = _Ticks(task, batch, device, extrapolates=sampler.infill is None)

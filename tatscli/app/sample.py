@@ -352,8 +352,8 @@ def _write_folder(
                 if number < GRID_SAMPLES:
                     shown.samples.append(start)
                 listed.append(entry | files)
-    shown.write(folder, rate)
     write_listing(folder, rate, settings, listed)
+    shown.write(folder, rate)
     side = start.shape[1]
     distance = None
     if real.compute_fvd:

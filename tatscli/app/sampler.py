@@ -156,7 +156,7 @@ class Sampler:
             wishes = [asked(number) for number in numbers]
             chances = Chances(config.seed, numbers)
             at_once = sequences if self.infill else size
-            with explained(_less_memory(at_once)):
+            with explained(_less_memory(at_once), bounded=True):
                 codes = self._generate(wishes, chances, cuts, guidance, start, sequences, tell)
             yield codes
 

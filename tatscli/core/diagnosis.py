@@ -214,7 +214,8 @@ def _lost(figures: Figures, facts: Facts) -> Verdict | None:
     since = _above(trained, limit)
     # One odd batch decides nothing; that all validation clips agree with it does.
     text = ""
-    if len(since) >= ENOUGH or (since and validated and validated[0][1] > limit):
+    agrees = since and validated and validated[0][0] >= since[0][0] and validated[0][1] > limit
+    if len(since) >= ENOUGH or agrees:
         known = "that of a grey picture is at most 0.5"
         if not is_vqgan:
             known = f"guessing among {facts.codes:,} codes has {guess:.2f}"

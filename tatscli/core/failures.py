@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -18,12 +18,13 @@ _LOST = re.compile(r"gloo|NCCL|Connection (?:closed|reset) by peer|process group
 
 
 @contextmanager
-def explained(less_memory: str, again: str = "") -> Iterator[None]:
+def explained(less_memory: str, again: str = "", *, bounded: bool = False) -> Iterator[None]:
     """Explain memory that ran out, readers that died and processes that were lost.
 
     Args:
         less_memory: The options that need less memory.
         again: What goes on after another process of the run was lost.
+        bounded: Whether memory is to run out with an error, see ``bounded_memory``.
 
     Raises:
         DeviceError: The device or the machine has too little memory.
@@ -32,7 +33,7 @@ def explained(less_memory: str, again: str = "") -> Iterator[None]:
     """
     free = None
     try:
-        with bounded_memory() as free:
+        with bounded_memory() if bounded else nullcontext() as free:
             yield
     except MemoryError as error:
         raise DeviceError(f"out of memory{_of(free)}", less_memory) from error

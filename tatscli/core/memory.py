@@ -2,10 +2,11 @@
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,7 +19,7 @@ class _Cgroup(NamedTuple):
     limit: Path
     used: Path
     statistics: Path
-    reclaimable: str
+    reclaimable: tuple[str, ...]
 
 
 _CGROUPS = (
@@ -26,13 +27,13 @@ _CGROUPS = (
         Path("/sys/fs/cgroup/memory.max"),
         Path("/sys/fs/cgroup/memory.current"),
         Path("/sys/fs/cgroup/memory.stat"),
-        "inactive_file",
+        ("inactive_file", "active_file", "slab_reclaimable"),
     ),
     _Cgroup(
         Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
         Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
         Path("/sys/fs/cgroup/memory/memory.stat"),
-        "total_inactive_file",
+        ("total_inactive_file", "total_active_file"),
     ),
 )
 """Versions 2 and 1 of Linux' control groups."""
@@ -95,6 +96,10 @@ class PeakMemory:
         return None if peak is None else max(0, peak - self._before)
 
 
+_LOCK = threading.Lock()
+_BOUND: dict[str, Any] = {"depth": 0, "before": None}
+
+
 @contextmanager
 def bounded_memory() -> Iterator[int | None]:
     """Within it, asking for more memory than is free at its start fails, where Linux says how much.
@@ -102,24 +107,44 @@ def bounded_memory() -> Iterator[int | None]:
     Yields the bytes that are free; None where they are no bound.
 
     Without, Linux grants what it does not have, and kills the process when it is used, so that
-    nobody learns what was too large. A machine with a GPU is left alone: drivers map far more than
-    they use.
+    nobody learns what was too large. What is granted but hardly used has room beside it: stacks of
+    threads, and what libraries map. Files are not to be mapped within. A machine with a GPU is left
+    alone: drivers map far more than they use.
     """
-    free, taken = None, _resident("VmData")
-    if not torch.cuda.is_available():
+    free = None
+    if sys.platform == "linux" and not torch.cuda.is_available():
         free = free_memory(torch.device("cpu"))
-    if sys.platform != "linux" or taken is None or free is None:
+    taken = _resident("VmData")
+    if taken is None or free is None:
         yield None
         return
-    import resource  # not on every system
-
-    before, most = resource.getrlimit(resource.RLIMIT_DATA)
-    bounds = [taken + free, *(limit for limit in (before, most) if limit != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), most))
+    with _LOCK:
+        _BOUND["depth"] += 1
+        if _BOUND["depth"] == 1:
+            _BOUND["before"] = _limit_data(taken + free + _beside())
     try:
         yield free
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (before, most))
+        with _LOCK:
+            _BOUND["depth"] -= 1
+            if not _BOUND["depth"]:
+                _limit_data(_BOUND["before"])
+
+
+def _limit_data(size: int) -> int:
+    """Bound what this process may ask for, as far as it may be; what the bound was."""
+    import resource  # not on every system
+
+    before, most = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = size if most == resource.RLIM_INFINITY else min(size, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
+    return before
+
+
+def _beside() -> int:
+    """Bytes that a process maps without using them: stacks of two sets of threads, and more."""
+    threads = 2 * (torch.get_num_threads() + (os.cpu_count() or 1))
+    return 2**30 + threads * 8 * 2**20
 
 
 def _resident(name: str) -> int | None:
@@ -155,6 +180,6 @@ def _container(group: _Cgroup) -> int | None:
         room = int(group.limit.read_text()) - int(group.used.read_text())
         lines = group.statistics.read_text().splitlines()
         sizes = dict(line.split() for line in lines)
-        return max(0, room + int(sizes.get(group.reclaimable, 0)))
+        return max(0, room + sum(int(sizes.get(name, 0)) for name in group.reclaimable))
     except (OSError, ValueError):  # not there, or "max"
         return None

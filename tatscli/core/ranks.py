@@ -51,7 +51,7 @@ def each_batch(start: Start, placement: Placement, less_memory: str = LESS_MEMOR
         RunError: One of several was lost.
         KeyboardInterrupt: A user interrupted one of several.
     """
-    with explained(less_memory, AGAIN):
+    with explained(less_memory, AGAIN, bounded=placement.world == 1):
         if placement.world > 1:
             from tatscli.core.training.predict import predict
 

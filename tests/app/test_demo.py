@@ -65,7 +65,7 @@ def test_a_stage_that_was_stopped_ends_the_demo(
 
 @pytest.mark.parametrize("line", demo.next_commands())
 def test_commands_to_run_next_reach_their_use_case(
-    line: str, monkeypatch: pytest.MonkeyPatch, tats
+    line: str, monkeypatch: pytest.MonkeyPatch, unchecked: None, tats
 ) -> None:
     reached = []
 

@@ -129,6 +129,7 @@ def test_listings_of_folders_in_a_folder_hold_as_well(tmp_path: Path) -> None:
         shutil.copy(made / name / "v0.mkv", made / name / "grid.mkv")
     shutil.copytree(real, made / "long" / "truth")
     write(made / "others", 1, seed=7)
+    (made / "others" / "samples.json").write_text('{"what": "somebody else counts"}')
     assert evaluate_fvd(real, made, options()).fake_videos == 2 + 2 + 1
 
 

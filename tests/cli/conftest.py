@@ -6,16 +6,6 @@ import pytest
 
 
 @pytest.fixture
-def unchecked(monkeypatch) -> None:
-    """Paths that are not there pass what is checked ahead of use cases."""
-    from tatscli.app import ahead
-
-    for name in vars(ahead):
-        if name.startswith(("check_", "require_", "find_", "newest_", "claim_")):
-            monkeypatch.setattr(ahead, name, lambda *_: None)
-
-
-@pytest.fixture
 def receive(monkeypatch, unchecked) -> Callable[[str], list]:
     """Puts a stop sign in the place of a use case; what reaches it is collected."""
 

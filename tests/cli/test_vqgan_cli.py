@@ -20,7 +20,7 @@ from tatscli.app.train import TrainResult
         ),
     ],
 )
-def test_the_next_command_names_the_data(tats, monkeypatch, data, options, said):
+def test_the_next_command_names_the_data(tats, monkeypatch, unchecked, data, options, said):
     done = TrainResult(Path("runs/a"), Path("runs/a/checkpoints/best.ckpt"), 3, "finished", {}, 0)
     monkeypatch.setattr(train, "train_vqgan", lambda *_: done)
     outcome = tats("vqgan", "train", "--data", data, *options)

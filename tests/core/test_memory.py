@@ -9,7 +9,7 @@ import torch
 
 from tatscli.core import memory
 from tatscli.core.failures import explained
-from tatscli.core.memory import PeakMemory, device_memory, free_memory
+from tatscli.core.memory import PeakMemory, bounded_memory, device_memory, free_memory
 from tatscli.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -37,11 +37,12 @@ def test_a_container_may_have_less(
     expected: int | None,
 ) -> None:
     group = memory._Cgroup(
-        *(tmp_path / name for name in ("max", "current", "stat")), "inactive_file"
+        *(tmp_path / name for name in ("max", "current", "stat")),
+        ("inactive_file", "active_file"),
     )
     group.limit.write_text(limit)
     group.used.write_text(used)
-    group.statistics.write_text("anon 7\ninactive_file 40\n")
+    group.statistics.write_text("anon 7\ninactive_file 30\nactive_file 10\n")
     absent = group._replace(limit=tmp_path / "none")
     monkeypatch.setattr(memory, "_CGROUPS", [absent, group])
     monkeypatch.setattr(memory, "_machine", lambda: None)
@@ -87,8 +88,9 @@ def test_memory_that_is_not_there_is_refused_instead_of_ending_the_process(
 
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     monkeypatch.setattr(memory, "free_memory", lambda _: 2**30)
+    monkeypatch.setattr(memory, "_beside", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError) as caught, explained("less of it"):
+    with pytest.raises(DeviceError) as caught, explained("less of it", bounded=True):
         assert torch.zeros(2**27).numel(), "half of it can be had"
         torch.empty(2**29)
     assert caught.value.message == (
@@ -97,8 +99,29 @@ def test_memory_that_is_not_there_is_refused_instead_of_ending_the_process(
     assert caught.value.hint == "less of it"
     assert resource.getrlimit(resource.RLIMIT_DATA) == limits
     assert torch.empty(2**29).numel(), "afterwards as before"
-    with pytest.raises(DeviceError, match="out of memory"), explained("less of it"):
+    with pytest.raises(DeviceError, match="out of memory"), explained("less of it", bounded=True):
         np.empty(2**31, np.uint8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with explained("a GPU's driver maps more than it uses"):
+    with explained("a GPU's driver maps more than it uses", bounded=True):
         assert torch.empty(2**29).numel()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has this limit")
+def test_the_last_to_leave_lifts_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    def soft() -> int:
+        return resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+    before = soft()
+    monkeypatch.setattr(memory, "free_memory", lambda _: 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    first, second = bounded_memory(), bounded_memory()
+    first.__enter__()
+    bound = soft()
+    assert bound != before
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert soft() == bound
+    second.__exit__(None, None, None)
+    assert soft() == before

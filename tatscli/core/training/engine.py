@@ -264,7 +264,8 @@ def fit(
     workers = choose_workers(placement.accelerator, compute.workers, placement.processes)
     data = ClipData(clips, loop, placement, workers)
     try:
-        with suppress(StoppedError), explained(less, f"continue with --resume {folder}"):
+        again = f"continue with --resume {folder}"
+        with suppress(StoppedError), explained(less, again, bounded=True):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except NotFiniteError as error:
         raise NotFiniteError(f"{error.message}; {checkpoints.sound()}", error.hint) from error
