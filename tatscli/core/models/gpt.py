@@ -110,7 +110,8 @@ class KVCache:
 def sequence_bytes(model: "GPT") -> int:
     """Memory that a model takes for each sequence it writes, at most: cache and activations."""
     config = model.config
-    cached = 2 * config.layers * config.positions * config.width
+    room = -(-config.positions // SEGMENT) * SEGMENT
+    cached = 2 * config.layers * room * config.width
     # A block holds its input, the normalised one, and two of four times the width; the logits
     # are sorted with their ids.
     read = 10 * config.positions * config.width + 8 * config.vocabulary
