@@ -270,8 +270,7 @@ def name_problems(problems: Iterable[Problem], reporter: Reporter) -> None:
         more = len(left_out) - NAMED_PROBLEMS
         reporter.warn(
             f"left out {counted(more, 'more video')}; 'tats data check' with the same "
-            "--sequence-length and "
-            "--frame-rate names them all"
+            "--sequence-length and --frame-rate names them all"
         )
 
 

@@ -356,8 +356,7 @@ class _Comparing:
         if stated[0] != stated[-1]:
             self._say(
                 f"{counted(counts[0], 'real video')} and {counted(counts[1], 'sample')}: the bias "
-                "depends on both; "
-                "--match-n takes as many of each"
+                "depends on both; --match-n takes as many of each"
             )
         self._warn_of_rates([features.about for features in sets])
         if bool(real.about["lossy"]) != bool(fake.about["lossy"]) and (

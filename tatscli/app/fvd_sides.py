@@ -87,12 +87,14 @@ class Side:
         self.root, self.is_real, self.stride, self.frame_rate = root, is_real, stride, rate
         self._options, self._placings = options, tuple(dict.fromkeys(placings))
         self.undecodable: list[Problem] = []
-        samples = Listed.below(root)
         with reporter.task(f"indexing {root}", "videos") as task:
             index = build_index(
                 root, strict=options.strict, progress=lambda done, of: task.update(done, of)
             )
         self._root = index.root
+        known = {entry.path for entry in index.entries} | {p.path for p in index.problems}
+        # A manifest says itself which are meant.
+        samples = Listed.among(root, known) if root.is_dir() else Listed({})
         # The parts that a manifest names, or a split has of each video, are videos of their own.
         in_parts = root.suffix.lower() in MANIFEST_SUFFIXES or (is_real and options.split != "all")
         entries = {
@@ -101,7 +103,6 @@ class Side:
             if samples.takes(entry.path) and self._is_wanted(entry)
         }
         unread = [p for p in index.problems if samples.takes(p.path)]
-        known = {entry.path for entry in index.entries} | {p.path for p in index.problems}
         gone = sorted(samples.paths - known)
         unread += [Problem(path, f"in {LISTING}, but not there") for path in gone]
         if not entries:

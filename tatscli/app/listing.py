@@ -1,8 +1,7 @@
 """The listing of a folder of samples, which says what in it is one."""
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -66,22 +65,28 @@ class Listed:
     folders: Mapping[PurePosixPath, frozenset[str]]
 
     @classmethod
-    def below(cls, root: Path) -> "Listed":
-        """Read the listings of a folder, and of those in it, two deep.
+    def among(cls, root: Path, files: Iterable[str]) -> "Listed":
+        """Read the listings of the folders that some files are in, and of those above.
+
+        Args:
+            root: What the paths start from.
+            files: Paths, with forward slashes.
 
         Raises:
-            DataError: That of the folder itself is damaged.
+            DataError: That of the root itself is damaged.
         """
-        folders = {}
-        for depth in ("", "*/", "*/*/"):
-            for file in root.glob(depth + LISTING):
-                folder = PurePosixPath(file.parent.relative_to(root).as_posix())
-                # Further down, a file of that name may be anything.
-                with suppress(DataError) if depth else nullcontext():
-                    folders[folder] = frozenset(
-                        str(folder / sample.get("lossless", sample["file"]))
-                        for sample in read_listing(file.parent)
-                    )
+        top, folders = PurePosixPath("."), dict[PurePosixPath, frozenset[str]]()
+        for folder in {top, *(above for file in files for above in PurePosixPath(file).parents)}:
+            if not (root / folder / LISTING).is_file():
+                continue
+            try:
+                samples = read_listing(root / folder)
+            except DataError:
+                if folder == top:
+                    raise
+                continue  # further down, a file of that name may be anything
+            names = (sample.get("lossless", sample["file"]) for sample in samples)
+            folders[folder] = frozenset(str(folder / name) for name in names)
         return cls(folders)
 
     @property

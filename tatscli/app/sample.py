@@ -335,10 +335,7 @@ def _write_folder(
                 wish = asked(number)
                 entry: dict[str, Any] = {"index": number, **wish.listed()}
                 if given:
-                    entry |= {
-                        "given": str(given.file(number)),
-                        "class": given.class_name(number),
-                    }
+                    entry |= {"given": str(given.file(number)), "class": given.class_name(number)}
                 entry |= settings
                 video = decoded_pieces(sampler.vqgan.model, one, frames)
                 track = heard.track(wish.sound)

@@ -13,7 +13,7 @@ from tatscli.config.sample import SampleLongConfig
 from tatscli.config.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tatscli.app.estimate import MemoryPlan, Part, TrainPlan
     from tatscli.app.plan_use import EncodePlan, SamplePlan, UseMemory
@@ -144,13 +144,8 @@ def time_table(parts: "Sequence[Part]") -> str:
 
 
 def _use_memory(memory: "UseMemory") -> str:
-    rows = [("  weights", size(memory.weights), "by count")]
-    total = "not measured on this device"
-    if memory.working is not None and memory.total is not None:
-        rows.append(("  working", size(memory.working), "the measured peak less the above"))
-        total = size(memory.total)
-    free = "" if memory.free is None else f"of {size(memory.free)} that are free"
-    return console.aligned([("memory", total, free), *rows], right=False)
+    counts = {"weights": memory.weights}
+    return _memory(counts, "working", memory.working, memory.total, memory.free)
 
 
 def _show(plan: "TrainPlan", *, as_json: bool) -> None:
@@ -205,19 +200,30 @@ def _show(plan: "TrainPlan", *, as_json: bool) -> None:
 
 def memory_table(memory: "MemoryPlan") -> str:
     """Lines of what takes memory, and how that is known."""
-    counted = "by count"
-    rows: list[tuple[str, str, str]] = [
-        ("  weights", size(memory.weights), counted),
-        ("  gradients", size(memory.gradients), counted),
-        ("  optimiser", size(memory.optimiser), counted),
-        ("  clips of a step", size(memory.data), counted),
-    ]
-    total = "not measured on this device"
-    if memory.activations is not None and memory.total is not None:
-        rows.append(("  activations", size(memory.activations), "the measured peak less the above"))
-        total = size(memory.total)
-    free = "" if memory.free is None else f"of {size(memory.free)} that are free"
-    return console.aligned([("memory", total, free), *rows], right=False)
+    counts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimiser": memory.optimiser,
+        "clips of a step": memory.data,
+    }
+    return _memory(counts, "activations", memory.activations, memory.total, memory.free)
+
+
+def _memory(
+    counts: "Mapping[str, int]",
+    rest: str,
+    measured: int | None,
+    total: int | None,
+    free: int | None,
+) -> str:
+    """Lines of what takes memory by count, and of the rest, which was measured if it could be."""
+    rows = [(f"  {name}", size(count), "by count") for name, count in counts.items()]
+    in_all = "not measured on this device"
+    if measured is not None and total is not None:
+        rows.append((f"  {rest}", size(measured), "the measured peak less the above"))
+        in_all = size(total)
+    left = "" if free is None else f"of {size(free)} that are free"
+    return console.aligned([("memory", in_all, left), *rows], right=False)
 
 
 def _batch(plan: "TrainPlan") -> str:

@@ -342,14 +342,14 @@ def _nearest(model: type[Config], key: Key) -> str:
 
 
 def _hint(model: type[Config], error: ValidationError) -> str:
-    from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig  # slow to load
-
     wrong: dict[str, list[Key]] = {}
     for problem in error.errors():
         wrong.setdefault(problem["type"], []).append(tuple(str(part) for part in problem["loc"]))
-    unknown = set(wrong.get("extra_forbidden", ()))
-    for command, other in (("vqgan train", VQGANTrainConfig), ("gpt train", GPTTrainConfig)):
-        if unknown and not issubclass(model, other) and unknown <= set(leaves(other)):
-            return f"these are settings of tats {command}"
+    if unknown := set(wrong.get("extra_forbidden", ())):
+        from tatscli.config.train import GPTTrainConfig, VQGANTrainConfig  # slow to load
+
+        for command, other in (("vqgan train", VQGANTrainConfig), ("gpt train", GPTTrainConfig)):
+            if not issubclass(model, other) and unknown <= set(leaves(other)):
+                return f"these are settings of tats {command}"
     missing = [flag(key) for key in wrong.get("missing", ())]
     return f"add {' and '.join(missing)}, or --config FILE" if missing else ""

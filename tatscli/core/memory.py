@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -96,8 +96,26 @@ class PeakMemory:
         return None if peak is None else max(0, peak - self._before)
 
 
-_LOCK = threading.Lock()
-_BOUND: dict[str, Any] = {"depth": 0, "before": None}
+class _Bound:
+    """The bound on what this process may ask for, which the first sets and the last lifts."""
+
+    def __init__(self) -> None:
+        self._lock, self._holders, self._before = threading.Lock(), 0, 0
+
+    def take(self, size: int) -> None:
+        with self._lock:
+            if not self._holders:
+                self._before = _limit_data(size)
+            self._holders += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                _limit_data(self._before)
+
+
+_BOUND = _Bound()
 
 
 @contextmanager
@@ -108,8 +126,8 @@ def bounded_memory() -> Iterator[int | None]:
 
     Without, Linux grants what it does not have, and kills the process when it is used, so that
     nobody learns what was too large. What is granted but hardly used has room beside it: stacks of
-    threads, and what libraries map. Files are not to be mapped within. A machine with a GPU is left
-    alone: drivers map far more than they use.
+    threads, and what libraries map. Files that torch maps within count in full. A machine with a
+    GPU is left alone: drivers map far more than they use.
     """
     free = None
     if sys.platform == "linux" and not torch.cuda.is_available():
@@ -118,17 +136,11 @@ def bounded_memory() -> Iterator[int | None]:
     if taken is None or free is None:
         yield None
         return
-    with _LOCK:
-        _BOUND["depth"] += 1
-        if _BOUND["depth"] == 1:
-            _BOUND["before"] = _limit_data(taken + free + _beside())
+    _BOUND.take(taken + free + _beside())
     try:
         yield free
     finally:
-        with _LOCK:
-            _BOUND["depth"] -= 1
-            if not _BOUND["depth"]:
-                _limit_data(_BOUND["before"])
+        _BOUND.leave()
 
 
 def _limit_data(size: int) -> int:

@@ -91,19 +91,19 @@ def test_memory_that_is_not_there_is_refused_instead_of_ending_the_process(
     monkeypatch.setattr(memory, "_beside", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError) as caught, explained("less of it", bounded=True):
-        assert torch.zeros(2**27).numel(), "half of it can be had"
+        torch.zeros(2**27)  # half of it can be had
         torch.empty(2**29)
     assert caught.value.message == (
         "out of memory: 2.00 GiB more were asked for; 1.0 GiB were free at the start"
     )
     assert caught.value.hint == "less of it"
     assert resource.getrlimit(resource.RLIMIT_DATA) == limits
-    assert torch.empty(2**29).numel(), "afterwards as before"
+    torch.empty(2**29)  # afterwards as before
     with pytest.raises(DeviceError, match="out of memory"), explained("less of it", bounded=True):
         np.empty(2**31, np.uint8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with explained("a GPU's driver maps more than it uses", bounded=True):
-        assert torch.empty(2**29).numel()
+        torch.empty(2**29)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has this limit")

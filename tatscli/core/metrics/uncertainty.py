@@ -36,7 +36,7 @@ ENOUGH = 1.5
 """Features left of a set, in units of D, from which on the bias falls as 1 / N."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Distances:
     """Distances of two sets of features, and how far they can be trusted.
 
@@ -55,14 +55,14 @@ class Distances:
     """
 
     frechet: float
-    frechet_error: float | None
+    frechet_error: float | None = None
     mean_term: float
     covariance_term: float
-    debiased: float | None
-    floor: float | None
-    floor_is_low: bool
-    kernel: float | None
-    kernel_error: float | None
+    debiased: float | None = None
+    floor: float | None = None
+    floor_is_low: bool = False
+    kernel: float | None = None
+    kernel_error: float | None = None
 
 
 @contextmanager
@@ -148,17 +148,7 @@ def against_moments(real: Gaussian, fake: Tensor, rule: Covariance = "n-1") -> D
     if rule == "n":
         gaussian = replace(gaussian, scatter=gaussian.scatter * (1 - 1 / gaussian.count))
     terms = frechet_terms(real, gaussian)
-    return Distances(
-        frechet=terms.distance,
-        frechet_error=None,
-        mean_term=terms.mean,
-        covariance_term=terms.covariance,
-        debiased=None,
-        floor=None,
-        floor_is_low=False,
-        kernel=None,
-        kernel_error=None,
-    )
+    return Distances(frechet=terms.distance, mean_term=terms.mean, covariance_term=terms.covariance)
 
 
 def _divide(features: Tensor, videos: Tensor, groups: int, seed: int) -> list[Tensor]:

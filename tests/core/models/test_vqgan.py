@@ -53,6 +53,15 @@ def test_sides_that_do_not_divide_are_named_with_both_numbers():
         VQGAN(TINY).encode(torch.zeros(1, 3, 4, 18, 16))
 
 
+@pytest.mark.parametrize("scale", [255, 1])
+def test_frames_of_another_range_are_refused_with_theirs(scale):
+    model, video = VQGAN(TINY).eval(), clip(4, 8)
+    with pytest.raises(DataError, match=rf"values from .* to {scale}; they must lie in"):
+        model.encode((video - video.min()) / (video.max() - video.min()) * scale)
+    # A reconstruction is not clamped, and goes a bit beyond.
+    assert model.encode(1.2 * video / (2 * video.abs().max())).shape == (1, 2, 2, 2)
+
+
 def test_reconstruction_is_the_decoding_of_its_codes(by_rule):
     model = by_rule(VQGAN(TINY))
     video = clip(4, 16)
