@@ -56,6 +56,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs the network; run with -m network"))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random weights and clips of a test are the same in every run of it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths that are not there pass what is checked ahead of use cases."""

@@ -93,18 +93,21 @@ class KVCache:
         return keys[:, :, :filled], values[:, :, :filled]
 
     def attend(self, layer: int, q: Tensor, filled: int) -> Tensor:
-        """Attention of one position, (B, h, 1, d), to so many; on a CPU, where torch's is slower.
-
-        Letters: s segments of n positions.
-        """
-        segments = -(-filled // self._segment)
-        keys, values = (held[layer][:segments] for held in (self._keys, self._values))
-        scores = (q * q.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-        scores = rearrange(scores, "s b h 1 n -> b h (s n)")
-        scores[..., filled:] = -torch.inf
-        weights = rearrange(scores.softmax(-1), "b h (s n) -> s b h 1 n", s=segments)
-        out: Tensor = (weights @ values).sum(0)
-        return out
+        """Attention of one position, (B, h, 1, d), to so many; on a CPU, where torch's is slower."""
+        # Views rather than einops: of the glue between products, here for each token and layer.
+        segments, (batch, heads, _, width) = -(-filled // self._segment), q.shape
+        rows, size = batch * heads, self._segment
+        keys, values = (
+            held[layer][:segments].view(segments * rows, size, width)
+            for held in (self._keys, self._values)
+        )
+        asked = (q * width**-0.5).view(rows, 1, width).expand(segments, rows, 1, width)
+        scores = torch.bmm(asked.reshape(segments * rows, 1, width), keys.transpose(1, 2))
+        scores = scores.view(segments, rows, size).transpose(0, 1).reshape(rows, segments * size)
+        scores[:, filled:] = -torch.inf
+        weights = scores.softmax(-1).view(rows, segments, size).transpose(0, 1)
+        out = torch.bmm(weights.reshape(segments * rows, 1, size), values)
+        return out.view(segments, batch, heads, 1, width).sum(0)
 
 
 def sequence_bytes(model: "GPT") -> int:
@@ -140,7 +143,7 @@ class Attention(nn.Module):
             layer: Number of the block.
             visible: (n, n) bool, which positions of x each of them sees; causal without.
         """
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         new = seen = q.shape[2]
         if cache is not None:
             cache.write(layer, k, v)
@@ -164,7 +167,7 @@ class Attention(nn.Module):
             )
         if cache is not None:
             y = y.to(x.dtype)
-        out: Tensor = self.drop(self.proj(rearrange(y, "b h n d -> b n (h d)")))
+        out: Tensor = self.drop(self.proj(y.transpose(1, 2).flatten(2)))
         return out
 
 

@@ -60,21 +60,23 @@ class PackedLinear(nn.Module):
 
     Args:
         linear: The layer; its weights are copied.
+        gelu: Whether the activation is applied to what it gives.
     """
 
     _ROWS = 64
     """Rows that oneDNN lays the weights out for; the layout is as good for 1 and for 1,000."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
         super().__init__()
         weight = linear.weight.detach()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, self._ROWS)
         self._bias = None if linear.bias is None else linear.bias.detach()
+        self._then = "gelu" if gelu else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._weight, self._bias, "none", [], ""
+            x, self._weight, self._bias, self._then, [], "none"
         )
         return out
 
@@ -91,7 +93,8 @@ def _packing_works(kind: torch.dtype) -> bool:
         nn.init.constant_(layer.weight, 0.5)
         nn.init.constant_(layer.bias, 1.0)
         x = torch.arange(16).to(kind)[None]
-        return torch.equal(PackedLinear(layer)(x), torch.full((1, 8), 61.0, dtype=kind))
+        packed = PackedLinear(layer, gelu=True)  # which leaves so large a number alone
+        return torch.equal(packed(x), torch.full((1, 8), 61.0, dtype=kind))
     except (AttributeError, RuntimeError):
         return False
 
@@ -101,5 +104,13 @@ def _pack_linears(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, PackedLinear(child))
+        elif isinstance(child, nn.Sequential):
+            setattr(module, name, _packed_mlp(child))
         else:
             _pack_linears(child)
+
+
+def _packed_mlp(layers: nn.Sequential) -> nn.Sequential:
+    """Two linear layers with a GELU between, and no dropout behind."""
+    first, second = (layer for layer in layers if isinstance(layer, nn.Linear))
+    return nn.Sequential(PackedLinear(first, gelu=True), PackedLinear(second))

@@ -62,7 +62,7 @@ class Chances:
         return torch.stack(rows).to(device)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_window(
     gpt: GPT,
     condition: Condition,
@@ -106,7 +106,7 @@ def generate_window(
     )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_long(
     gpt: GPT,
     condition: Condition,
@@ -173,7 +173,7 @@ def generate_long(
     return _codes(ids, offset).reshape(len(ids), length, height, width)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_between(
     gpt: GPT,
     condition: Tensor,
@@ -215,7 +215,7 @@ def generate_between(
     return _codes(ids, gpt.config.condition.ids).reshape(len(ids), window - 2, height, width)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_hierarchical(
     keys: GPT,
     between: GPT,

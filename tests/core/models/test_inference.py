@@ -61,6 +61,16 @@ def test_a_packed_layer_computes_what_the_layer_does(rows: tuple[int, ...], bias
 
 
 @packs
+def test_a_packed_layer_applies_the_exact_gelu() -> None:
+    torch.manual_seed(3)
+    linear, x = torch.nn.Linear(48, 80), 4 * torch.randn(70, 48)
+    with torch.no_grad():
+        expected = torch.nn.functional.gelu(linear(x))
+        found = PackedLinear(linear, gelu=True)(x)
+    close(found, expected, 1e-6)  # the tanh form differs by 3e-4
+
+
+@packs
 def test_all_linear_layers_of_a_gpt_are_packed_and_its_logits_stay():
     plain, ready = gpt(), gpt_for_inference(gpt(), CPU)
     assert not [m for m in ready.modules() if isinstance(m, torch.nn.Linear)]
