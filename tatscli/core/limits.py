@@ -159,10 +159,12 @@ def measure_machine(
     """Measure the limits of a machine, in some seconds."""
     tell = progress or _quiet
     trials = 2 if precision == "float32" and device.type == "cpu" else 3
-    peak = measured_peak(device, precision)
+    peak = measured_peak(device, precision, seconds=_TRIAL_SECONDS)
     tell(1, trials)
     # On a CPU float32 has no shortcuts by itself.
-    exact = peak if trials == 2 else measured_peak(device, "float32", strict=True)
+    exact = peak
+    if trials == 3:
+        exact = measured_peak(device, "float32", seconds=_TRIAL_SECONDS, strict=True)
     tell(trials - 1, trials)
     bandwidth = measured_bandwidth(device, precision)
     tell(trials, trials)
@@ -186,16 +188,16 @@ def measured_peak(
     device: torch.device,
     precision: Precision,
     *,
+    seconds: float,
     strict: bool = False,
-    seconds: float = _TRIAL_SECONDS,
 ) -> float:
     """Operations a second, the best of a few large products and a large convolution.
 
     Args:
         device: Where.
         precision: Of the numbers.
-        strict: Without shortcuts such as TF32.
         seconds: Least time of each of them.
+        strict: Without shortcuts such as TF32.
     """
     best = 0.0
     with strict_float32(device) if strict else nullcontext():
@@ -264,19 +266,21 @@ class Runs:
 
     def __init__(self, least: float, progress: Progress | None = None) -> None:
         self._least, self._progress = least, progress or _quiet
+        self._spent = 0.0
         self.seconds: list[float] = []
 
     def add(self, took: float) -> None:
         """Count one more."""
         self.seconds.append(took)
+        self._spent += took
         count = len(self.seconds)
-        missing = max(2 - count, ceil((self._least - sum(self.seconds)) / took), 0)
+        missing = max(2 - count, ceil((self._least - self._spent) / took), 0)
         self._progress(count, count + missing)
 
     @property
     def enough(self) -> bool:
         """Whether no more are needed."""
-        return len(self.seconds) >= 2 and sum(self.seconds) >= self._least
+        return len(self.seconds) >= 2 and self._spent >= self._least
 
 
 def timed(
