@@ -385,12 +385,12 @@ class _Readable(Dataset[_Batch]):
     def __getitem__(self, stretch: _Stretch) -> _Batch:
         clips = self._clips[stretch.unit.split]
         read, problems = dict[int, Clip](), list[Problem]()
-        for number in range(stretch.first, stretch.stop):
-            try:
-                read[number] = clips[number]
-            except DataError as error:
+        for number, found in clips.read(range(stretch.first, stretch.stop)):
+            if isinstance(found, DataError):
                 path = clips.source.entries[clips.addresses[number].entry].path
-                problems.append(problem_of(clips.source.root, path, error))
+                problems.append(problem_of(clips.source.root, path, found))
+            else:
+                read[number] = found
         video, sound = (
             torch.stack(parts) if parts else torch.empty(0)
             for parts in ([c.video for c in read.values()], [c.sound for c in read.values()])

@@ -6,6 +6,7 @@ B clips, C channels, T frames, H W pixels, t h w latent grid.
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from tatscli.config.words import counted
 from tatscli.core import weights
 from tatscli.core.checkpoint import TrainedVQGAN
 from tatscli.core.data.bad import BAD_VIDEOS
-from tatscli.core.data.clips import Address, FixedClips, Wanted
+from tatscli.core.data.clips import Address, Clip, FixedClips, Wanted
 from tatscli.core.data.index import Problem
 from tatscli.core.data.synth import SHAPES, shape_clip, sound_clip
 from tatscli.core.data.video import to_float, to_uint8
@@ -63,6 +64,8 @@ SCHEMA = 1
 """Version of what is written as JSON; it grows when a field changes its meaning or goes."""
 TRIES = 8
 """Held-out clips of which one must be readable for the measurement over time."""
+_READ_TOGETHER = 8
+"""Clips that a worker reads at once where only means are kept."""
 LPIPS_FILES: dict[Network, str] = {"vgg": "vgg16", "alex": "alexnet"}
 """For each network of LPIPS, the name of its weights."""
 
@@ -359,12 +362,13 @@ class _Read(Dataset[Tensor | Problem]):
     def __len__(self) -> int:
         return len(self._clips)
 
-    def __getitem__(self, number: int) -> Tensor | Problem:
-        try:
-            video = self._clips[number].video
-        except DataError as error:
-            return self._clips.source.problem(self._clips.addresses[number], error)
-        return best_constant_image(video[None]) if self._mean_frame else video
+    def __getitems__(self, numbers: list[int]) -> list[Tensor | Problem]:
+        return [self._item(number, found) for number, found in self._clips.read(numbers)]
+
+    def _item(self, number: int, found: Clip | DataError) -> Tensor | Problem:
+        if isinstance(found, DataError):
+            return self._clips.source.problem(self._clips.addresses[number], found)
+        return best_constant_image(found.video[None]) if self._mean_frame else found.video
 
 
 def _score(
@@ -494,11 +498,14 @@ def _readable(
     total: Tensor | None = None
     addresses: list[Address] = []
     problems: list[Problem] = []
-    found: Iterable[Tensor | Problem] = DataLoader(
-        _Read(clips, mean_frame=True), batch_size=None, num_workers=workers
+    found: Iterable[list[Tensor | Problem]] = DataLoader(
+        _Read(clips, mean_frame=True),
+        batch_size=_READ_TOGETHER,
+        collate_fn=list,
+        num_workers=workers,
     )
     with reporter.task("reading", "clips", len(clips)) as task:
-        for number, item in enumerate(found):
+        for number, item in enumerate(chain.from_iterable(found)):
             if isinstance(item, Problem):
                 if strict:
                     _decoded(item, videos)

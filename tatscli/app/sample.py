@@ -273,7 +273,10 @@ def _as_tensor(
     cuts, guidance = Cuts.of(config.filter), config.condition.guidance
     with Silent().task("", "") as task:
         for codes in sampler.batches(options, cuts, task, asked, guidance, start):
-            made.append(torch.cat(list(decode_stream(sampler.vqgan.model, codes)), 2).cpu())
+            # One by one, as files are written: decoding takes much more memory than sampling.
+            for one in torch.split(codes, 1):
+                pieces = [piece.cpu() for piece in decode_stream(sampler.vqgan.model, one)]
+                made.append(torch.cat(pieces, 2))
     return torch.cat(made)
 
 

@@ -7,7 +7,7 @@ its grid: its own frames, or the frames nearest in time to the ticks of a given 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -174,17 +174,30 @@ class ClipSource:
         Raises:
             DataError: It cannot be decoded.
         """
-        entry, wanted = self.entries[address.entry], self.wanted
+        return self.read_video([address])[0]
+
+    def read_video(self, addresses: Sequence[Address]) -> list[Clip]:
+        """Reads clips of one video, decoded once from the first of them to the last.
+
+        Raises:
+            DataError: One of them cannot be decoded.
+        """
+        entry, wanted = self.entries[addresses[0].entry], self.wanted
         if wanted.input == "sound":
-            return Clip(self.sound(address), entry.label)
-        indices = self.frames(address)
-        frames = read_frames(self.root / entry.path, entry.info, indices, self.clip.resolution)
-        return Clip(
-            to_float(frames),
-            entry.label,
-            wanted.text(self.caption(address)) if wanted.text else NOTHING,
-            self.sound(address) if wanted.sound else NOTHING,
-        )
+            return [Clip(self.sound(address), entry.label) for address in addresses]
+        indices = np.array([self.frames(address) for address in addresses])
+        different, places = np.unique(indices, return_inverse=True)
+        path, size = self.root / entry.path, self.clip.resolution
+        frames = read_frames(path, entry.info, different.tolist(), size)
+        return [
+            Clip(
+                to_float(frames[shown]),
+                entry.label,
+                wanted.text(self.caption(address)) if wanted.text else NOTHING,
+                self.sound(address) if wanted.sound else NOTHING,
+            )
+            for address, shown in zip(addresses, places.reshape(indices.shape), strict=True)
+        ]
 
     def caption(self, address: Address) -> str:
         """What is said about a clip; empty where its video has no caption."""
@@ -382,6 +395,34 @@ class FixedClips(Dataset[Clip]):
             DataError: It cannot be decoded.
         """
         return self.source.read(self.addresses[number])
+
+    def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, Clip | DataError]]:
+        """Clips, or why they cannot be decoded; neighbours in a video are read in one go."""
+        for together in self._neighbours(numbers):
+            try:
+                clips = self.source.read_video([self.addresses[number] for number in together])
+            except DataError as error:
+                if len(together) > 1:  # which of them it is, each says by itself
+                    yield from (found for number in together for found in self.read([number]))
+                else:
+                    yield together[0], error
+            else:
+                yield from zip(together, clips, strict=True)
+
+    def _neighbours(self, numbers: Iterable[int]) -> Iterator[list[int]]:
+        """Numbers whose clips follow each other in a video, at most a clip's length apart."""
+        together: list[int] = []
+        for number in numbers:
+            here = self.addresses[number]
+            if together:
+                last = self.addresses[together[-1]]
+                near = 0 <= here.start - last.start <= 2 * self.source.clip.sequence_length
+                if here.entry != last.entry or not near:
+                    yield together
+                    together = []
+            together.append(number)
+        if together:
+            yield together
 
 
 def spread_clips(source: ClipSource, count: int) -> list[Address]:

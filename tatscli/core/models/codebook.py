@@ -96,11 +96,16 @@ class Codebook(nn.Module):
         self.register_buffer("_counts", torch.zeros(codes), persistent=False)
         self.register_buffer("_sums", torch.zeros(codes, width), persistent=False)
         self.register_buffer("_recent", torch.zeros(0, width), persistent=False)
+        self._seen_initialized = False
+        self.register_load_state_dict_post_hook(_look_again)  # type: ignore[no-untyped-call]
 
     @property
     def initialized(self) -> bool:
         """Whether the codes come from data or from a checkpoint of such codes."""
-        return bool(self.N.any())
+        # Looked at until it is so: each look would hold up a GPU.
+        if not self._seen_initialized:
+            self._seen_initialized = bool(self.N.any())
+        return self._seen_initialized
 
     @property
     def dead(self) -> Tensor:
@@ -119,7 +124,8 @@ class Codebook(nn.Module):
             if self.training and not self.initialized:
                 self._initialize(flat)
             codes = self._nearest(flat)
-            counts = torch.bincount(codes, minlength=self.codes).float()
+            # bincount would hold up a GPU, to learn how many there are.
+            counts = exact.new_zeros(self.codes).index_add_(0, codes, exact.new_ones(len(codes)))
             if self.training:
                 self._counts += counts
                 self._sums.index_add_(0, codes, flat)
@@ -215,6 +221,10 @@ class Codebook(nn.Module):
         if _distributed():
             dist.broadcast(chosen, 0)
         return chosen
+
+
+def _look_again(codebook: Codebook, _incompatible_keys: object) -> None:
+    codebook._seen_initialized = False
 
 
 def _distributed() -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tatscli.config.data import ClipConfig
+from tatscli.core.data import clips as clips_module
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import (
     FRAMES,
@@ -26,7 +27,7 @@ from tatscli.core.data.clips import (
 )
 from tatscli.core.data.index import Problem, VideoEntry
 from tatscli.core.data.sound import Samples, Track, silence
-from tatscli.core.data.video import Frames, probe, write_png, write_video
+from tatscli.core.data.video import Frames, probe, read_frames, write_png, write_video
 from tatscli.errors import DataError
 
 SIDE = 8
@@ -400,3 +401,37 @@ def test_where_sound_is_needed_videos_without_it_are_left_out_and_named(tmp_path
         source_of(tmp_path, mute, mute, wanted=wanted)
     assert str(tmp_path) in caught.value.message
     assert "--missing-sound silence" in caught.value.hint
+
+
+def test_neighbours_in_a_video_are_decoded_at_once_and_are_what_each_is_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = source(tmp_path, [40, 60], sequence_length=8, sample_every_n_frames=2)
+    addresses = [Address(0, 0), Address(0, 8), Address(0, 12), Address(1, 12), Address(1, 40)]
+    clips, passes = FixedClips(found, addresses), list[Path]()
+
+    def counting(path: Path, *arguments: Any) -> Frames:
+        passes.append(path)
+        return read_frames(path, *arguments)
+
+    monkeypatch.setattr(clips_module, "read_frames", counting)
+    together = list(clips.read(range(5)))
+    assert [path.name for path in passes] == ["0.mkv", "1.mkv", "1.mkv"]  # the last is far away
+    for number, clip in together:
+        assert isinstance(clip, Clip)
+        assert clip.label == clips[number].label == addresses[number].entry
+        assert torch.equal(clip.video, clips[number].video)
+        assert numbers(clip) == list(range(addresses[number].start, addresses[number].start + 8, 2))
+
+
+def test_a_clip_that_cannot_be_decoded_does_not_take_its_neighbours_with_it(tmp_path: Path) -> None:
+    found = source(tmp_path, [20, 32], sequence_length=8)
+    whole = (tmp_path / "1.mkv").read_bytes()
+    (tmp_path / "1.mkv").write_bytes(whole[: len(whole) * 2 // 3])
+    clips = FixedClips(found, [Address(0, 0), *(Address(1, start) for start in (0, 8, 16, 24))])
+    read = dict(clips.read(range(5)))
+    assert list(read) == [0, 1, 2, 3, 4]
+    decoded = [number for number, clip in read.items() if isinstance(clip, Clip)]
+    assert {0, 1} <= set(decoded) and 4 not in decoded
+    with pytest.raises(DataError, match=r"1\.mkv"):
+        clips[4]

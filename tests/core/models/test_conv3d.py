@@ -2,10 +2,12 @@ import pytest
 import torch
 
 from tatscli.core.models.conv3d import (
+    Conv3d,
     FrameGroupNorm,
     ResBlock,
     SamePadConv3d,
     SamePadConvTranspose3d,
+    Size,
     normalization,
 )
 
@@ -79,3 +81,17 @@ def test_residual_block_without_its_last_convolution_is_the_identity():
     torch.nn.init.zeros_(block.conv2.conv.bias)
     x = torch.randn(1, 32, 2, 4, 4)
     assert torch.equal(block(x), x)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
+def test_a_small_clip_goes_through_onednn_where_no_gradient_is_wanted(stride: Size) -> None:
+    layer, clip = Conv3d(3, 32, 3, stride), torch.rand(1, 3, 6, 18, 18)
+    with torch.profiler.profile() as profile, torch.no_grad():
+        found = layer(clip)
+    assert "aten::mkldnn_convolution" in {event.name for event in profile.events()}
+    expected = torch.nn.functional.conv3d(clip.double(), layer.weight.double(), None, stride)
+    expected += layer.bias.detach().double().view(-1, 1, 1, 1)
+    torch.testing.assert_close(found.double(), expected.detach(), atol=1e-6, rtol=0)
+    layer(clip).sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.any()
