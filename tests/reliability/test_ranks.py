@@ -138,7 +138,9 @@ def gone(program: Program, seconds: float = 20) -> bool:
     return not program.left()
 
 
-@pytest.mark.parametrize(("kills", "size"), [(2, 30), pytest.param(20, 400, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("kills", "size"), [(2, 30), pytest.param(20, 400, marks=pytest.mark.soak)]
+)
 def test_an_encoding_killed_again_and_again_is_that_of_one_uninterrupted_process(
     dataset: Any, vqgan: Path, whole: Any, start: Start, tmp_path: Path, kills: int, size: int
 ) -> None:

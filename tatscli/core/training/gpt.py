@@ -16,6 +16,7 @@ from tatscli.core.data.text import TextTokenizer
 from tatscli.core.data.tokens import TokenClip
 from tatscli.core.limits import gpt_training_operations
 from tatscli.core.models.gpt import GPT, condition_ids, decay_groups, drop_parts
+from tatscli.core.models.inference import vqgan_for_inference
 from tatscli.core.training.losses import draw_dropped, token_loss
 from tatscli.core.training.sharding import DATA_PARALLEL, shard
 from tatscli.core.training.stage import Stage
@@ -67,6 +68,11 @@ class GPTTraining(Stage):
         for frozen in filter(None, (self.vqgan, self.sound)):
             frozen.eval()
         return self
+
+    def on_fit_start(self) -> None:
+        """Lay the frozen VQGANs out as they are read fastest."""
+        for frozen in filter(None, (self.vqgan, self.sound)):
+            vqgan_for_inference(frozen, self.device)
 
     def configure_model(self) -> None:
         """Leave this process its part of the GPT, where it is shared; the VQGANs are not."""

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from waits import Waits
 
 from tatscli.core.models import codebook as module
 from tatscli.core.models.codebook import Codebook
@@ -329,3 +330,14 @@ def test_dead_codes_are_below_the_threshold_of_the_mean():
     assert not codebook.dead.any()
     codebook.N.copy_(torch.tensor([4.0, 2.1, 1.9, 8.0]))  # half of their mean is 2
     assert codebook.dead.tolist() == [False, False, True, False]
+
+
+def test_a_training_step_makes_no_gpu_wait_once_the_codes_come_from_data():
+    codebook = Codebook(16, 4).train()
+    for _ in range(2):
+        codebook(torch.randn(2, 4, 2, 2, 2))
+    with Waits() as seen:
+        codebook(torch.randn(2, 4, 2, 2, 2))
+    assert not seen.found
+    codebook.load_state_dict(Codebook(16, 4).state_dict())
+    assert not codebook.initialized

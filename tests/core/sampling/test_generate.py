@@ -9,6 +9,7 @@ import pytest
 import torch
 from in_turn import class_condition
 from torch import Tensor
+from waits import Waits
 
 from tatscli.core.models.gpt import GPT
 from tatscli.core.sampling.filters import TokenFilter, choose
@@ -255,3 +256,19 @@ def test_as_many_given_frames_as_are_asked_for_are_refused(gpt: Make, known: int
     given = torch.zeros(1, known, 2, 2, dtype=torch.long)
     with pytest.raises(ValueError, match="expected fewer than 3 latent frames"):
         generate_window(model, class_condition(model, 0, [0]), Chances(0, [0]), GREEDY, given=given)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("chosen_by", [CHOSEN_BY, GREEDY, TokenFilter()])
+def test_neither_a_token_nor_a_window_makes_a_gpu_wait(
+    gpt: Make, chosen_by: TokenFilter, guidance: float
+) -> None:
+    model, numbers = gpt(classes=3), range(2)
+    condition = class_condition(model, 3, numbers)
+    with Waits() as seen:
+        for length in (1, 8):
+            generate_long(
+                model, condition, Chances(0, numbers), chosen_by, length=length, context=2,
+                guidance=guidance,
+            )  # fmt: skip
+    assert not seen.found
