@@ -473,10 +473,10 @@ class Encoder:
         shard.labels += batch.labels
         if batch.kept:
             video = batch.video.to(self._device, non_blocking=True)
-            shard.tokens.append(encode_stream(self._vqgan.model, video).cpu())
+            shard.tokens.append(encode_stream(self._vqgan.model, video))
             if self._sound:
                 patches = batch.sound.to(self._device, non_blocking=True)
-                shard.sound.append(self._sound.sound_codes(patches).cpu())
+                shard.sound.append(self._sound.sound_codes(patches))
         self._task.update(self._written + stop - unit.first)
         if stop == unit.stop:
             self._write(unit)
@@ -511,7 +511,8 @@ def _clips_in(units: Iterable[TokenUnit]) -> int:
 
 
 def _joined(parts: list[Tensor], grid: tuple[int, int, int]) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty((0, *grid), dtype=torch.long)
+    # Only now from the device, which each batch would have been waited for on.
+    return torch.cat(parts).cpu() if parts else torch.empty((0, *grid), dtype=torch.long)
 
 
 def _undecodable(writer: TokenWriter) -> list[Problem]:
