@@ -225,16 +225,18 @@ def length_hint(entries: Sequence[VideoEntry], clip: ClipConfig) -> str:
     trained, held = ({e.path for e in entries if e.split == split} for split in SPLITS)
     images = 0 < clip.frame_rate < FOLDER_RATE and any(e.kind == "frames" for e in entries)
     divided = len(held) if trained == held else 0
-    return _longer(longest_clip(entries, clip), divided, of_images=images)
+    slowed = clip.frame_rate if any(e.info.rate > clip.frame_rate > 0 for e in entries) else 0.0
+    return _longer(longest_clip(entries, clip), divided, of_images=images, slowed=slowed)
 
 
-def _longer(fits: int, divided: int, *, of_images: bool = False) -> str:
+def _longer(fits: int, divided: int, *, of_images: bool = False, slowed: float = 0.0) -> str:
     """What helps where videos are too short.
 
     Args:
         fits: The ``longest_clip``.
         divided: Videos, where a part of each is in each split, else 0.
         of_images: Whether some are folders of images, read at a lower rate than theirs.
+        slowed: Frames per second at which some are read that have more, else 0.
     """
     ways = []
     if fits > 1:
@@ -244,6 +246,8 @@ def _longer(fits: int, divided: int, *, of_images: bool = False) -> str:
             f"--frame-rate {FOLDER_RATE:g} takes every image (a folder of images is one video, "
             f"taken to have {FOLDER_RATE:g} frames per second)"
         )
+    elif slowed:
+        ways.append(f"--frame-rate 0 takes every frame, not {slowed:g} a second")
     if divided:
         which = "the only video" if divided == 1 else f"each of the {divided} videos"
         ways.append(

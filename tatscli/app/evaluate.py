@@ -218,6 +218,10 @@ def write_features(
     """
     if out.suffix != ".npz":
         raise ConfigError(f"--out {out} is no .npz file", f"--out {out.with_suffix('.npz')}")
+    if out.exists():
+        raise DataError(
+            f"{out} exists; nothing was overwritten", "choose another --out, or remove it"
+        )
     comparing = _Comparing(config, reporter or Silent())
     protocol = _protocol(config)
     found = comparing.features([(videos, True)], [protocol])[0][protocol.name]
@@ -365,7 +369,12 @@ class _Comparing:
             lossy = "real videos" if real.about["lossy"] else "samples"
             self._say(
                 f"{lossy} are stored with losses, the others without: a codec alone raises the "
-                "distance by a third and more; tats sample --lossless keeps every bit"
+                "distance by a third and more; "
+                + (
+                    "samples without --lossless have losses, too"
+                    if lossy == "real videos"
+                    else "tats sample --lossless keeps every bit"
+                )
             )
         for features, one in zip(sets, ("real video", "sample"), strict=True):
             if again := len(features.clips) - len(set(features.clips)):

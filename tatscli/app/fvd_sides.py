@@ -228,8 +228,9 @@ class Side:
         return frame_files(path) if entry.kind == "frames" else [path]
 
     def _is_wanted(self, entry: VideoEntry) -> bool:
-        split = self._options.split if self.is_real else "all"
-        pattern = self._options.match
+        if not self.is_real:
+            return True
+        split, pattern = self._options.split, self._options.match
         return split in ("all", entry.split) and (not pattern or fnmatchcase(entry.path, pattern))
 
     def _short(self) -> dict[int, Problem]:

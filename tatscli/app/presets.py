@@ -7,7 +7,7 @@ from tatscli.config.files import Preset, presets
 from tatscli.core.files import write_whole
 from tatscli.errors import ConfigError
 
-_COMMANDS = {"vqgan": "vqgan train", "gpt": "gpt train", "sample": "sample"}
+_COMMANDS = {"vqgan": "vqgan train", "gpt": "gpt train", "sample": "sample short"}
 """The commands of each kind of run."""
 
 

@@ -275,7 +275,7 @@ def _judges(
                 f"frames of {side} x {side} are smaller than {least} x {least}"
             )
         elif asked or weights.status(file) is weights.Status.VERIFIED:
-            path = _located(file, "--lpips none")
+            path = weights.locate(file, "--lpips none")
             lpips[network] = LPIPS(path, network).to(device)
         else:
             missing[f"lpips_{network}"] = (
@@ -288,15 +288,6 @@ def _judges(
         )
     distance = _Distance(options.rfvd_features, device) if options.rfvd else None
     return _Judges(lpips, distance, missing, pictures=True)
-
-
-def _located(file: str, instead: str) -> Path:
-    """A file of weights; where it is not there, the hint names the option that does without."""
-    try:
-        return weights.locate(file)
-    except CheckpointError as error:
-        hint = error.hint.replace(weights.FILES[file].instead, instead)
-        raise CheckpointError(error.message, hint) from None
 
 
 class _Distance:
@@ -350,7 +341,7 @@ class _Distance:
 def _i3d(features: str, eps: float) -> I3D:
     if features == "random":
         return random_i3d(0, eps)
-    return load_i3d(_located("i3d", "leave out --rfvd"), eps)
+    return load_i3d(weights.locate("i3d", "leave out --rfvd"), eps)
 
 
 class _Read(Dataset[Tensor | Problem]):
@@ -424,7 +415,8 @@ def _score(
     if not summary.has_enough_tokens:
         reporter.warn(
             f"{summary.tokens:,} tokens of {summary.codes:,} codes: below {ENOUGH} tokens a code, "
-            "codes may be unused only by chance; score more clips (--clips 0 takes all)"
+            "codes may be unused only by chance; score more clips"
+            + (" (--clips 0 takes all)" if options.clips else "")
         )
     scores = ReconstructionScores(
         data=videos.index.root,

@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -25,8 +25,10 @@ from tatscli.app.launch import is_helper
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.base import Config
 from tatscli.config.files import dump
-from tatscli.core.files import UNFINISHED, claim_empty, written_whole
+from tatscli.core.files import UNFINISHED, claim_empty, held_alone, written_whole
 from tatscli.errors import CheckpointError, RunError
+
+_BUSY = "wait until it has ended, or stop it; another run needs another --out"
 
 PACKAGES = ("torch", "lightning", "av", "numpy")
 
@@ -68,29 +70,32 @@ class RunFolder:
         return self.config.is_file() and bool(self._checkpoints())
 
     @classmethod
-    def create(cls, path: Path, *, anew: bool = False) -> "RunFolder":
+    def create(cls, path: Path, alone: ExitStack, *, anew: bool = False) -> "RunFolder":
         """Make the folder of a new run.
 
         Args:
             path: Where.
+            alone: For so long, no other process may write into it.
             anew: Whether to take the folder of a run that ended before it saved anything.
 
         Raises:
-            RunError: It holds something else already, or cannot be made.
+            RunError: It holds something else already, is written by another process, or cannot be
+                made.
         """
         run = cls(path)
         if is_helper():
             return run
         run.require_free(anew=anew)
-        if anew:
-            for file in (run.metrics, run.timings):
-                file.unlink(missing_ok=True)
         try:
             run.samples.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
                 f"cannot create {path}: {error.strerror}", "choose another --out"
             ) from None
+        alone.enter_context(held_alone(path, _BUSY, RunError))
+        if anew:
+            for file in (run.metrics, run.timings):
+                file.unlink(missing_ok=True)
         return run
 
     def require_free(self, *, anew: bool = False) -> None:
@@ -125,15 +130,20 @@ class RunFolder:
             )
 
     @classmethod
-    def reopen(cls, path: Path) -> "RunFolder":
+    def reopen(cls, path: Path, alone: ExitStack) -> "RunFolder":
         """Open the folder of a run that is to be continued.
 
+        Args:
+            path: Where.
+            alone: For so long, no other process may write into it.
+
         Raises:
-            RunError: It is no run folder, or has not saved yet.
+            RunError: It is no run folder, has not saved yet, or is written by another process.
         """
         run = cls(path)
         run.require_saved()
         if not is_helper():
+            alone.enter_context(held_alone(path, _BUSY, RunError))
             run.samples.mkdir(exist_ok=True)
             for unfinished in run.last.parent.glob(UNFINISHED):
                 unfinished.unlink()

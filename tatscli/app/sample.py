@@ -50,7 +50,7 @@ from tatscli.core.data.video import (
     write_png,
 )
 from tatscli.core.failures import explained
-from tatscli.core.files import unwritable
+from tatscli.core.files import held_alone, unwritable
 from tatscli.core.models.i3d import MIN_FRAMES
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.paths import find_checkpoint
@@ -329,6 +329,7 @@ def _write_folder(
     total = options.samples * sampler.tokens
     with (
         _kept(folder, rate, settings, listed, reporter),
+        held_alone(folder, "choose another --name"),
         reporter.task(f"sampling {counted(options.samples, 'video')}", "tokens", total) as task,
     ):
         cuts, guidance = Cuts.of(config.filter), config.condition.guidance
@@ -600,7 +601,7 @@ def _check_comparison(real: RealDataConfig, frames: int) -> None:
             f"leave it out, or use tats sample long --frames {MIN_FRAMES} or more",
         )
     check_comparison(real)
-    weights.locate("i3d")
+    weights.locate("i3d", "leave out --compute-fvd")
 
 
 def _compare(

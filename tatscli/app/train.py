@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -148,14 +149,26 @@ def _train(
     reporter: Reporter,
     prepare: Callable[[TrainConfig, Path | None, Placement, Reporter], Job],
 ) -> TrainResult:
-    """What both stages do, around the job that each prepares."""
+    """What both stages do, around the job that each prepares; no other process may, meanwhile."""
+    with ExitStack() as alone:
+        return _train_alone(kind, config, resume, reporter, prepare, alone)
+
+
+def _train_alone(
+    kind: Literal["vqgan", "gpt"],
+    config: TrainConfig,
+    resume: Path | None,
+    reporter: Reporter,
+    prepare: Callable[[TrainConfig, Path | None, Placement, Reporter], Job],
+    alone: ExitStack,
+) -> TrainResult:
     _check_requeue(config.compute)
     check_training(config, resume)
     anew = resume == AUTO
     resume = continued(config, resume)
     source: Path | None = None
     if resume:
-        run = RunFolder.reopen(resume)
+        run = RunFolder.reopen(resume, alone)
         _check_unchanged(config, run)
         source, step = run.newest(reporter)
         if step >= config.train.max_steps:
@@ -170,7 +183,7 @@ def _train(
         _note_order(job.config, run, placement, reporter)
         _note_rate(job.config, run, reporter)
     else:
-        run = RunFolder.create(job.config.folder, anew=anew)
+        run = RunFolder.create(job.config.folder, alone, anew=anew)
     run.write_config(job.config)
     if job.bad:
         job.bad.keep(run.path / BAD_VIDEOS)

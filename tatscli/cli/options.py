@@ -2,8 +2,10 @@
 
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -229,6 +231,7 @@ def configured(
                     console.note(f"{flag((name,))} has no effect: {item.note}")
             layers = []
             try:
+                _refuse_empty_paths(leaves)
                 resume = values.get("resume")
                 if resume and resume != AUTO:
                     if _typed(invocation, "init"):
@@ -305,6 +308,28 @@ def _run_layer(run: Path, kind: str) -> Layer:
             f"{run} is a run of tats {found} train", f"tats {found} train --resume {run}"
         )
     return layer
+
+
+def _refuse_empty_paths(leaves: list[Setting]) -> None:
+    """An empty path would be the current folder, where it stands for a variable that is not set.
+
+    Raises:
+        ConfigError: One was typed.
+    """
+    paths = {"--resume", "--config", "-c"}
+    for leaf in leaves:
+        if option_type(leaf.field.annotation, flag(leaf.key)) is Path:
+            paths |= {flag(leaf.key), *(flag((alias.name,)) for alias in leaf.aliases)}
+    for before, value in pairwise(sys.argv):
+        option = value.removesuffix("=") if value.endswith("=") else before
+        if value not in ("", f"{option}="):
+            continue
+        if option.replace("_", "-") in paths or not option.startswith("-"):
+            name = option if option.startswith("-") else f"the argument after {before}"
+            raise ConfigError(
+                f"{name} is empty",
+                'is the variable that was to stand there set? The current folder is "."',
+            )
 
 
 def _typed_layer(context: typer.Context, leaves: list[Setting], values: dict[str, Any]) -> Layer:

@@ -59,7 +59,7 @@ class FVDOptions(Config):
     split: Literal["all", "train", "val"] = "all"
     """Which of the real videos."""
     match: str = ""
-    """Take only videos whose path below the folder matches this, such as 'train/*/*'."""
+    """Take only real videos whose path below the folder matches this, such as 'train/*/*'."""
     limit: int = Field(0, ge=0)
     """Videos of each side, a fixed choice; 0 = all."""
     match_n: bool = False

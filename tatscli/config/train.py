@@ -222,7 +222,7 @@ class VQGANTrainConfig(Config):
     @property
     def folder(self) -> Path:
         """Folder of the run."""
-        return self.train.out or Path("runs") / f"vqgan-{self.data.data.name}"
+        return self.train.out or Path("runs") / f"vqgan-{_named(self.data.data)}"
 
     @property
     def frame_sides(self) -> tuple[int, int]:
@@ -257,4 +257,9 @@ class GPTTrainConfig(Config):
     @property
     def folder(self) -> Path:
         """Folder of the run."""
-        return self.train.out or Path("runs") / f"gpt-{self.data.data.name}"
+        return self.train.out or Path("runs") / f"gpt-{_named(self.data.data)}"
+
+
+def _named(data: Path) -> str:
+    """What a dataset is called, also where it is given as the current folder."""
+    return data.name or data.absolute().name

@@ -1,6 +1,7 @@
 """Files that appear whole: written beside their place, then renamed; and folders that are free."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from tatscli.errors import DISK_HINTS, DataError, TatsError
 
 UNFINISHED = ".*.part"
 """What a process that was killed may leave behind."""
+
+_LOCK = ".lock"
+"""Of a folder that a process writes into, while it does."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -128,13 +132,41 @@ def claim_empty(path: Path, hint: str, kind: type[TatsError] = DataError) -> Non
     """
     try:
         is_file = path.exists() and not path.is_dir()
-        taken = not is_file and path.exists() and any(path.iterdir())
+        # Of a lock that was left behind, nobody has the lock any more, or who wants it is told.
+        taken = not is_file and path.exists() and any(f.name != _LOCK for f in path.iterdir())
     except OSError as error:
         raise unwritable(path, error, kind) from error
     if is_file:
         raise kind(f"{path} is a file, and a folder is to be written", "choose another name")
     if taken:
         raise kind(f"{path} exists and is not empty; nothing was overwritten", hint)
+
+
+@contextmanager
+def held_alone(folder: Path, hint: str, kind: type[TatsError] = DataError) -> Iterator[None]:
+    """Keep other processes of the machine, unless it has no locks, from writing into a folder.
+
+    Raises:
+        TatsError: Of the given kind; another process holds it, or it cannot be written.
+    """
+    file = folder / _LOCK
+    try:
+        lock = file.open("a")
+    except OSError as error:
+        raise unwritable(folder, error, kind) from error
+    with lock:
+        try:
+            # Unlike those of flock, a lock that readers who are forked meanwhile do not have, too.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise kind(f"{folder}: another process is writing into it", hint) from None
+        except OSError:  # no locks here
+            pass
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.unlink()
 
 
 def _sync(path: Path) -> None:

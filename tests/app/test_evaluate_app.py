@@ -82,7 +82,7 @@ def test_from_videos_to_a_distance(data: Path, tmp_path: Path) -> None:
 def test_sampling_gives_the_number_of_the_command(
     data: Path, unconditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample.weights, "locate", lambda _: None)
+    monkeypatch.setattr(sample.weights, "locate", lambda *_: None)
     config = long_config(unconditional, tmp_path / "s", sample={"samples": 2, "lossless": True},
                          window={"length": 16, "frames": 12},
                          real={"compute_fvd": True, "data": data, "dataset": "shapes"})  # fmt: skip
@@ -514,6 +514,10 @@ def test_all_protocols_are_those_that_are_named_one_by_one(
 def test_features_in_a_file_stand_for_their_videos(tmp_path: Path) -> None:
     real, fake = write(tmp_path / "real", 6), write(tmp_path / "fake", 5, seed=1)
     module.write_features(real, tmp_path / "real.npz", options())
+    kept = (tmp_path / "real.npz").read_bytes()
+    with pytest.raises(DataError, match=r"real\.npz exists; nothing was overwritten"):
+        module.write_features(real, tmp_path / "real.npz", options())
+    assert (tmp_path / "real.npz").read_bytes() == kept
     direct = evaluate_fvd(real, fake, options())
     stored = evaluate_fvd(tmp_path / "real.npz", fake, options())
     assert (stored.value, stored.kernel, stored.signature) == (
@@ -615,6 +619,8 @@ def test_videos_are_chosen_by_split_pattern_and_number(data: Path, tmp_path: Pat
     assert counts["all", "train/*"] == counts["train", ""]
     with pytest.raises(DataError, match="none of its 6 videos is wanted"):
         evaluate_fvd(data, data, options(match="nothing*"))
+    samples = write(tmp_path / "samples", 3)  # of no splits, and all of them
+    assert evaluate_fvd(data, samples, options(match="train/*")).fake_videos == 3
     few, more = (
         set(module.write_features(data, tmp_path / f"{n}.npz", options(limit=n)).videos)
         for n in (2, 4)

@@ -15,7 +15,8 @@ from tatscli.app import sample as module
 from tatscli.app.sample import read_samples
 from tatscli.app.train import train_gpt
 from tatscli.core.checkpoint import read_gpt
-from tatscli.core.data.video import probe, read_frames, to_float, to_uint8
+from tatscli.core.data.index import is_dataset
+from tatscli.core.data.video import probe, read_frames, to_float, to_uint8, write_png, write_video
 from tatscli.errors import CheckpointError, ConfigError, DataError
 
 LABEL = {"condition": "label"}
@@ -263,6 +264,18 @@ def test_videos_too_short_to_be_given_are_named_or_passed_over(
     assert len(frames_of(result.folder / "truth" / "sample-0000.mp4")) == 12
     last = frames_of(result.grid)[-1]
     assert np.abs(last[:64, :64].astype(int) - 127).max() < 8
+
+
+def test_pictures_beside_videos_are_no_video_of_their_own(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    for number in range(2):
+        write_video(videos / f"{number}.mkv", np.zeros((4, 8, 8, 3), np.uint8), 8)
+    for number in range(9):
+        write_png(videos / f"thumbnail-{number}.png", np.zeros((8, 8, 3), np.uint8))
+    assert is_dataset(videos)
+    (videos / "0.mkv").unlink()
+    (videos / "1.mkv").unlink()
+    assert not is_dataset(videos)
 
 
 def test_context_must_give_something(unconditional: Path, data: Path, tmp_path: Path) -> None:

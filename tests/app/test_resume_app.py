@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_auto_takes_over_what_ended_before_it_saved_and_nothing_else(
     data: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    run = RunFolder.create(folder)
+    run = RunFolder.create(folder, ExitStack())
     config = vqgan_config(data, folder, train={"max_steps": 1})
     run.write_config(config)
     (folder / "metrics.csv").write_text("step,metric,value\n7,train/l1,1\n")

@@ -296,7 +296,7 @@ def test_samples_are_compared_with_real_videos_at_the_speed_of_training(
     faster = replace(trained, vqgan=replace(trained.vqgan, clip=clip))
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr("tatscli.app.sampler.read_gpt", lambda *_: faster)
-    monkeypatch.setattr(module.weights, "locate", lambda name: None)
+    monkeypatch.setattr(module.weights, "locate", lambda *_: None)
     monkeypatch.setattr(module, "evaluate_fvd", lambda *_, **settings: asked.append(settings))
     real = {"compute_fvd": True, "data": data} | given
     module.long(long_config(gpt_run, tmp_path, real=real))

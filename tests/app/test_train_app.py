@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,13 +153,13 @@ def test_further_processes_of_a_run_leave_its_folder_to_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path, name: str
 ) -> None:
     monkeypatch.setenv(name, "1")
-    run = RunFolder.create(tmp_path / "run")
+    run = RunFolder.create(tmp_path / "run", ExitStack())
     run.write_config(vqgan_config(data, tmp_path / "run"))
     with run.recorded(kind="vqgan"):
         pass
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv(name, "0")
-    RunFolder.create(tmp_path / "run")
+    RunFolder.create(tmp_path / "run", ExitStack())
     assert (tmp_path / "run" / "samples").is_dir()
 
 

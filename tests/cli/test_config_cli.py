@@ -25,7 +25,7 @@ def test_the_list_has_every_preset_with_its_command_and_a_line(tats):
     assert len(rows) == len(list(PRESETS.rglob("*.yaml"))) == len({row["name"] for row in rows})
     uses = {row["name"]: row["use"] for row in rows}
     assert uses["vqgan-tiny"] == "tats vqgan train --preset tiny"
-    assert uses["sample-tats"] == "tats sample --compat tats"
+    assert uses["sample-tats"] == "tats sample short --compat tats"
     assert all(len(row["what"]) > 10 and "\n" not in row["what"] for row in rows)
     assert "vqgan-tiny" in tats("config", "list").out
 

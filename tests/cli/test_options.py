@@ -330,3 +330,19 @@ def test_an_obsolete_option_can_have_a_value(small):
     part, told = small("--old", "5")
     assert part == Part()
     assert told == "note: --old has no effect: it is gone\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (("vqgan", "train", "--data", "", "--dry-run"), "--data"),
+        (("vqgan", "train", "--data_path", "", "--dry-run"), "--data_path"),
+        (("vqgan", "train", "--data=", "--dry-run"), "--data"),
+        (("data", "check", ""), "the argument after check"),
+        (("eval", "fvd", "videos", "", "--match", ""), "the argument after videos"),
+    ],
+)
+def test_a_variable_that_is_not_set_is_not_the_current_folder(tats, line, named) -> None:
+    done = tats(*line)
+    assert done.code == 2
+    assert f"error: {named} is empty" in done.err

@@ -21,6 +21,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def test_a_kill_in_a_write_leaves_the_file_before(
             require_intact(file)
         assert {file.name for file in found} == {"last.ckpt", "previous.ckpt"}
         torn += any(folder.glob(UNFINISHED))
-        newest, step = RunFolder.reopen(run).newest(Silent())
+        newest, step = RunFolder.reopen(run, ExitStack()).newest(Silent())
         assert newest.name == "last.ckpt"
         assert step in (saved.value, saved.value + 1)
         assert {file.name for file in folder.iterdir()} == {"last.ckpt", "previous.ckpt"}

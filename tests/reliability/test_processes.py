@@ -104,6 +104,42 @@ def test_a_signal_to_any_process_saves_and_ends_all(
     assert f"saved at step {stopped}; continue with --resume {run}" in err
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.soak) for n in (signal.SIGUSR1, signal.SIGINT)),
+    ],
+)
+def test_a_signal_to_the_group_saves_though_processes_read_for_the_run(
+    tokens: Path, tmp_path: Path, start: Start, number: int
+) -> None:
+    run = tmp_path / "run"
+    program = start(*arguments(tokens, run, 1), "--workers", 2, "--json")
+    program.wait_for(run / LAST)
+    os.killpg(program.process.pid, number)
+    code, out, err = program.end()
+    assert code == 128 + number, err
+    assert json.loads(out)["steps"] == last_step(run)
+    assert program.left() == []
+
+
+def test_a_run_is_written_by_one_command_at_a_time(
+    tokens: Path, tmp_path: Path, start: Start
+) -> None:
+    run = tmp_path / "run"
+    program = start(*arguments(tokens, run, 1))
+    program.wait_for(run / LAST)
+    for how in (("--resume", "auto"), ("--resume", run)):
+        code, _, err = start("gpt", "train", "--config", run / "config.yaml", *how).end()
+        assert code == 1
+        assert f"{run}: another process is writing into it" in err
+    os.kill(program.process.pid, signal.SIGTERM)
+    code, _, err = program.end()
+    assert code == 128 + signal.SIGTERM, err
+    assert not list(run.glob(".*"))
+
+
 @pytest.mark.soak
 def test_a_second_interrupt_stops_at_once(tokens: Path, tmp_path: Path, start: Start) -> None:
     run = tmp_path / "run"

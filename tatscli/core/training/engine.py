@@ -5,6 +5,8 @@ so that a run continues exactly where it stopped, whatever its workers and ranks
 """
 
 import logging
+import os
+import signal
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -158,11 +160,21 @@ class ClipData(lightning.LightningDataModule):
         return {
             "num_workers": workers,
             "collate_fn": collate,
+            "worker_init_fn": _by_itself,
             # Else each new iterator, that of validation too, would draw a number of training's.
             "generator": torch.Generator().manual_seed(self._loop.seed),
             "persistent_workers": workers > 0,
             "pin_memory": self._placement.accelerator == "cuda",
         }
+
+
+def _by_itself(worker: int) -> None:
+    """Keep signals to all processes of a run from those that read clips.
+
+    The one that trains saves first, which it could not without them, and then ends them.
+    """
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def epoch_steps(clips: Clips, loop: LoopConfig, placement: Placement) -> int:
