@@ -326,7 +326,11 @@ def counted_operations() -> Iterator[Callable[[], float]]:
         What gives their number, also afterwards.
     """
     aten = torch.ops.aten
-    formulas = {aten.convolution: _convolution, aten.convolution_backward: _convolution_backward}
+    formulas = {
+        aten.convolution: _convolution,
+        aten.convolution_backward: _convolution_backward,
+        aten.mkldnn_convolution: _onednn_convolution,
+    }
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         yield lambda: float(counter.get_total_flops())
 
@@ -465,6 +469,19 @@ def _convolution(
     moved, places = (x[2:], out_shape[2:]) if transposed else (out_shape[2:], x[2:])
     axes = zip(moved, places, weight[2:], stride, padding, dilation, strict=True)
     return 2 * x[0] * prod(weight[:2]) * prod(_meetings(*axis) for axis in axes)
+
+
+def _onednn_convolution(
+    x: _Sizes,
+    weight: _Sizes,
+    bias: object,
+    padding: _Sizes,
+    stride: _Sizes,
+    dilation: _Sizes,
+    *_: object,
+    out_shape: _Sizes,
+) -> int:
+    return _convolution(x, weight, None, stride, padding, dilation, False, out_shape=out_shape)
 
 
 def _convolution_backward(

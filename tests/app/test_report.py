@@ -275,13 +275,20 @@ def test_no_verdicts_no_section(run, monkeypatch):
 
 def test_evaluations_are_shown_from_the_folder_and_from_where_they_are_named(run, tmp_path):
     signature = "fvd|frames:16|tats:0.1"
-    result = {"measure": "fvd", "value": 123.4, "signature": signature, "skipped": []}
+    result = {
+        "measure": "fvd", "value": 123.4, "standard_error": 4.56, "signature": signature,
+        "skipped": [], "warnings": ["few videos", "two rates"], "sizes": [{"96x72": 24}],
+        "frame_rates": [25, 25], "dead": list(range(700, 1713)),
+    }  # fmt: skip
     (run / "fvd.json").write_text(json.dumps(result))
     given = tmp_path / "eval.json"
     given.write_text(json.dumps({"reconstruction": {"psnr_db": 21.5, "codes": 16}, "time": None}))
     page = read(report([run], metrics=[given]).page)
     assert "metrics" in page.sections()
-    for shown in ("123.4", signature, "reconstruction: psnr db", "21.5"):
+    for shown in ("123.4 ± 4.6", "few videos; two rates", "96x72: 24", "25 25", "1,013 values"):
+        assert shown in page.text
+    assert "1700 1701" not in page.text
+    for shown in (signature, "reconstruction: psnr db", "21.5"):
         assert shown in page.text
 
 

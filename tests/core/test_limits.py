@@ -27,7 +27,7 @@ from tatscli.core.limits import (
     gpt_training_operations,
     sampling_work,
 )
-from tatscli.core.models.conv3d import SamePadConvTranspose3d
+from tatscli.core.models.conv3d import Conv3d, SamePadConvTranspose3d
 from tatscli.core.models.gpt import GPT, condition_ids
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.sampling.filters import TokenFilter
@@ -232,3 +232,13 @@ def test_a_machine_is_measured(monkeypatch: pytest.MonkeyPatch, precision: str) 
         assert math.isfinite(figure)
     assert found.threads == torch.get_num_threads()
     assert told[-1][0] == told[-1][1]
+
+
+def test_a_convolution_counts_whoever_computes_it() -> None:
+    layer, clip = Conv3d(3, 8, 3, (1, 2, 2)), torch.rand(1, 3, 6, 18, 18)
+    counts = []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), counted_operations() as operations:
+            layer(clip)
+        counts.append(operations())
+    assert counts[0] == counts[1] == 2 * 3 * 8 * 27 * 4 * 8 * 8

@@ -36,6 +36,8 @@ SPLITS = {"train": "training clips", "val": "held-out clips"}
 STATUS_LEVELS = {"finished": "good", "stopped": "watch", "failed": "bad"}
 HEADLINES = ("value", "right", "psnr_db")
 """The figure of an evaluation that is written large: the first of these that it has."""
+_LISTED = 12
+"""Numbers of a list that are written out; of more, how many there are."""
 Kept = dict[Path, VideoInfo]
 """Files that a page has room for, and what is known of them."""
 UNCOMPARED = {"train.out"}
@@ -319,11 +321,18 @@ def _evaluation(evaluation: Evaluation) -> str:
     values = {k: v for k, v in flat(evaluation.values).items() if v not in (None, "", [], {})}
     title = str(values.pop("measure", evaluation.file.stem))
     keys = [key for name in HEADLINES for key in values if key.split(".")[-1] == name]
-    hero = page.hero(_shown(values[keys[0]]), _words(keys[0])) if keys else ""
+    hero = page.hero(_with_error(values, keys[0]), _words(keys[0])) if keys else ""
     signature = values.pop("signature", None)
     rest = {_words(k): _shown(v) for k, v in values.items() if k not in keys[:1]}
     signed = page.commands([str(signature)]) if signature else ""
     return page.card(title, hero + page.facts({**rest, "file": str(evaluation.file)}) + signed)
+
+
+def _with_error(values: dict[str, Any], key: str) -> str:
+    """A figure, with its standard error where there is one."""
+    before, _, name = key.rpartition("value")
+    error = values.get(f"{before}standard_error") if not name else None
+    return _shown(values[key]) + (f" ± {error:.2g}" if error else "")
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[Section]:
@@ -496,6 +505,11 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items()) or "none"
     if isinstance(value, list):
-        return " ".join(map(_shown, value)) or "none"
+        if len(value) > _LISTED and not any(isinstance(one, str) for one in value):
+            return f"{len(value):,} values"
+        plain = all(isinstance(one, int | float) for one in value)
+        return (" " if plain else "; ").join(map(_shown, value)) or "none"
     return str(value)
