@@ -366,15 +366,12 @@ class _Comparing:
         if bool(real.about["lossy"]) != bool(fake.about["lossy"]) and (
             real.about["lossless"] or fake.about["lossless"]
         ):
-            lossy = "real videos" if real.about["lossy"] else "samples"
+            lossy, way = "samples", "tats sample --lossless keeps every bit"
+            if real.about["lossy"]:
+                lossy, way = "real videos", "samples without --lossless have losses, too"
             self._say(
                 f"{lossy} are stored with losses, the others without: a codec alone raises the "
-                "distance by a third and more; "
-                + (
-                    "samples without --lossless have losses, too"
-                    if lossy == "real videos"
-                    else "tats sample --lossless keeps every bit"
-                )
+                f"distance by a third and more; {way}"
             )
         for features, one in zip(sets, ("real video", "sample"), strict=True):
             if again := len(features.clips) - len(set(features.clips)):

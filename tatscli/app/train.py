@@ -123,7 +123,8 @@ def train_vqgan(
             one in the folder of the settings, if there is one.
         reporter: Told about progress.
     """
-    return _train("vqgan", config, resume, reporter or Silent(), vqgan_job)
+    with ExitStack() as alone:
+        return _train("vqgan", config, resume, reporter or Silent(), vqgan_job, alone)
 
 
 def train_gpt(
@@ -139,7 +140,8 @@ def train_gpt(
             one in the folder of the settings, if there is one.
         reporter: Told about progress.
     """
-    return _train("gpt", config, resume, reporter or Silent(), gpt_job)
+    with ExitStack() as alone:
+        return _train("gpt", config, resume, reporter or Silent(), gpt_job, alone)
 
 
 def _train(
@@ -148,20 +150,9 @@ def _train(
     resume: Path | None,
     reporter: Reporter,
     prepare: Callable[[TrainConfig, Path | None, Placement, Reporter], Job],
-) -> TrainResult:
-    """What both stages do, around the job that each prepares; no other process may, meanwhile."""
-    with ExitStack() as alone:
-        return _train_alone(kind, config, resume, reporter, prepare, alone)
-
-
-def _train_alone(
-    kind: Literal["vqgan", "gpt"],
-    config: TrainConfig,
-    resume: Path | None,
-    reporter: Reporter,
-    prepare: Callable[[TrainConfig, Path | None, Placement, Reporter], Job],
     alone: ExitStack,
 ) -> TrainResult:
+    """What both stages do, around the job that each prepares; ``alone`` is of the run folder."""
     _check_requeue(config.compute)
     check_training(config, resume)
     anew = resume == AUTO

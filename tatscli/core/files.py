@@ -132,7 +132,7 @@ def claim_empty(path: Path, hint: str, kind: type[TatsError] = DataError) -> Non
     """
     try:
         is_file = path.exists() and not path.is_dir()
-        # Of a lock that was left behind, nobody has the lock any more, or who wants it is told.
+        # Whether somebody still has the lock, ``held_alone`` finds out.
         taken = not is_file and path.exists() and any(f.name != _LOCK for f in path.iterdir())
     except OSError as error:
         raise unwritable(path, error, kind) from error

@@ -100,6 +100,11 @@ def test_validation_videos_that_are_too_short_are_named_with_a_length_for_both(
     assert "no val video is long enough for a clip of 12 frames" in caught.value.message
     assert "the first, val/0.mp4, has 7 frames, the longest 9" in caught.value.message
     assert "--sequence-length 8 or less fits both splits" in caught.value.hint
+    assert "--frame-rate" not in caught.value.hint
+    slowed = clip.model_copy(update={"frame_rate": 4.0})
+    with pytest.raises(DataError) as caught:
+        open_videos(tmp_path, slowed, Silent())
+    assert "--frame-rate 0 takes every frame, not 4 a second" in caught.value.hint
     fitting = clip.model_copy(update={"sequence_length": 8})
     videos = open_videos(tmp_path, fitting, Silent())
     assert (len(videos.train.entries), len(videos.val.entries)) == (2, 1)

@@ -274,7 +274,7 @@ def test_pictures_beside_videos_are_no_video_of_their_own(tmp_path: Path) -> Non
         write_png(videos / f"thumbnail-{number}.png", np.zeros((8, 8, 3), np.uint8))
     assert is_dataset(videos)
     (videos / "0.mkv").unlink()
-    (videos / "1.mkv").unlink()
+    (videos / "1.mkv").rename(videos / "._1.mkv")  # hidden, as macOS leaves such files
     assert not is_dataset(videos)
 
 

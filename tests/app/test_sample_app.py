@@ -19,6 +19,7 @@ from tatscli.app.sample import read_samples
 from tatscli.core.checkpoint import read_gpt, read_vqgan
 from tatscli.core.data.video import probe, read_frames, to_uint8
 from tatscli.core.models.gpt import sequence_bytes
+from tatscli.core.models.vqgan import VQGAN
 from tatscli.errors import CheckpointError, ConfigError, DataError, DeviceError
 
 
@@ -177,6 +178,37 @@ def test_a_context_as_long_as_the_window_is_an_error_with_both_numbers(
     with pytest.raises(ConfigError, match=r"--sample-resolution 16, .* latent side of 2"):
         module.long(long_config(gpt_run, tmp_path, window={"sample_resolution": 16}))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_process_fills_is_left_alone(
+    gpt_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(*_: object) -> None:
+        raise BlockingIOError
+
+    config = short_config(gpt_run, tmp_path, sample={"name": "mine"})
+    with monkeypatch.context() as patched:
+        patched.setattr("fcntl.lockf", taken)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / ".lock").touch()
+        with pytest.raises(DataError, match=r"mine: another process is writing into it"):
+            module.short(config)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == [".lock"]
+    assert not list(module.short(config).folder.glob(".*"))
+
+
+def test_samples_for_python_are_decoded_one_by_one(
+    gpt_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, decode = list[int](), module.decode_stream
+
+    def counting(vqgan: VQGAN, codes: torch.Tensor) -> Any:
+        decoded.append(len(codes))
+        return decode(vqgan, codes)
+
+    monkeypatch.setattr(module, "decode_stream", counting)
+    assert len(tatscli.sample_short(gpt_run, 3, batch_size=3, device="cpu")) == 3
+    assert decoded == [1, 1, 1]
 
 
 def test_a_folder_with_samples_is_left_alone(gpt_run: Path, tmp_path: Path) -> None:

@@ -341,3 +341,13 @@ def test_the_recipe_of_sound_knows_configs_as_well_as_mappings():
     )
     assert (config.model.image_channels, config.model.codes) == (1, 64)
     assert not config.loss.has_discriminators
+
+
+@pytest.mark.parametrize(("given", "named"), [("clips/shapes", "shapes"), (".", "here")])
+def test_a_run_is_called_after_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, named: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    config = VQGANTrainConfig.model_validate({"data": {"data": given}})
+    assert config.folder == Path("runs") / f"vqgan-{named}"

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tatscli.core.files import UNFINISHED, aside, claim_empty, written_whole
+from tatscli.core.files import UNFINISHED, aside, claim_empty, held_alone, written_whole
 from tatscli.errors import CheckpointError, DataError, RunError
 
 
@@ -58,3 +60,27 @@ def test_a_folder_that_holds_something_is_not_claimed(tmp_path: Path) -> None:
         with pytest.raises(RunError) as caught:
             claim_empty(path, "choose another", RunError)
         assert (caught.value.message, caught.value.hint) == (f"{path} {message}", hint)
+
+
+def test_a_folder_is_held_by_one_process_and_free_afterwards(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tatscli.core.files import held_alone\n"
+        "with held_alone(Path(sys.argv[1]), 'wait'): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout and other.stdout.readline() == "held\n"
+    with (
+        pytest.raises(DataError, match="another process is writing into it") as caught,
+        held_alone(tmp_path, "wait"),
+    ):
+        pass
+    assert caught.value.hint == "wait"
+    other.kill()
+    other.communicate()
+    claim_empty(tmp_path, "")  # what a process that was killed leaves is nothing
+    with held_alone(tmp_path, "wait"):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -6,9 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _WAITING = {
-    "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select",
-    "aten::bincount", "aten::_unique2", "aten::unique_dim", "aten::equal",
-    "aten::repeat_interleave.Tensor",
+    "aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero",
+    "aten::masked_select", "aten::bincount", "aten::_unique2", "aten::unique_dim", "aten::equal",
+    "aten::repeat_interleave",
 }  # fmt: skip
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 

@@ -330,8 +330,7 @@ def _evaluation(evaluation: Evaluation) -> str:
 
 def _with_error(values: dict[str, Any], key: str) -> str:
     """A figure, with its standard error where there is one."""
-    before, _, name = key.rpartition("value")
-    error = values.get(f"{before}standard_error") if not name else None
+    error = key.endswith("value") and values.get(f"{key.removesuffix('value')}standard_error")
     return _shown(values[key]) + (f" ± {error:.2g}" if error else "")
 
 

@@ -201,8 +201,8 @@ def is_dataset(path: Path) -> bool:
     """Whether a path is a source of many videos, rather than one video or folder of frames."""
     suffix = path.suffix.lower()
     if path.is_dir():
-        holds_videos = any(file.suffix.lower() in VIDEO_SUFFIXES for file in path.iterdir())
-        return holds_videos or not frame_files(path)
+        seen = (file for file in path.iterdir() if not file.name.startswith("."))
+        return any(f.suffix.lower() in VIDEO_SUFFIXES for f in seen) or not frame_files(path)
     arrays = HDF5_SUFFIXES | ARRAY_SUFFIXES
     return suffix in MANIFEST_SUFFIXES or (suffix in arrays and path.is_file())
 

@@ -22,13 +22,11 @@ class Conv3d(nn.Conv3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, T, H, W), unpadded."""
+        """(B, C, T, H, W) to its convolution."""
         if not _leaves_onednn(input):
             return super().forward(input)
-        none, every = [0, 0, 0], [1, 1, 1]
-        out: Tensor = torch.ops.aten.mkldnn_convolution(
-            input, self.weight, self.bias, none, self.stride, every, 1
-        )
+        how = self.padding, self.stride, self.dilation, self.groups
+        out: Tensor = torch.ops.aten.mkldnn_convolution(input, self.weight, self.bias, *how)
         return out
 
 
