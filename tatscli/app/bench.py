@@ -32,12 +32,14 @@ class BenchSettings:
         precision: Of the networks.
         batch_size: Samples written at once.
         seconds: Least time for which each stage was repeated.
+        cuda_graphs: Whether steps of the GPT were replayed, on a GPU.
     """
 
     size: str
     precision: str
     batch_size: int
     seconds: float
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,11 @@ def bench(
     return BenchResult(
         machine=machine,
         settings=BenchSettings(
-            options.size, options.precision, options.batch_size, options.seconds
+            options.size,
+            options.precision,
+            options.batch_size,
+            options.seconds,
+            options.cuda_graphs and device.type == "cuda",
         ),
         stages=[_result(name, found, machine) for name, found in measured.items()],
     )

@@ -206,7 +206,10 @@ class Workshop:
         # In float32, and once more where the layers are laid out for the device.
         self.require(8 * gpt_step_weights(config), "a GPT of this size")
         torch.manual_seed(_SEED)
-        return gpt_for_inference(GPT(config), self.device, self.options.precision)
+        options = self.options
+        return gpt_for_inference(
+            GPT(config), self.device, options.precision, graphs=options.cuda_graphs
+        )
 
     def require(self, needed: float, what: str) -> None:
         """Refuse what does not fit, before the system ends this process.

@@ -221,7 +221,7 @@ def plan_sample(
     """
     reporter = reporter or Silent()
     check_free(write)
-    device, precision = choose_device(config.compute.device), config.compute.precision
+    device = choose_device(config.compute.device)
     run: SampleShortConfig | SampleLongConfig = config
     is_long = bool(config.window.model_fields_set)
     if not is_long:
@@ -240,8 +240,8 @@ def plan_sample(
     frames = frames or sampler.length * sampler.factor
     options, given, asked = wanted_samples(sampler, run, frames, reporter)
     models = [sampler.vqgan.model, *(gpt.model for gpt in sampler.gpts)]
-    weights = _weights(models, precision)
-    sampler.to(device, precision)
+    weights = _weights(models, config.compute.precision)
+    sampler.to(device, config.compute, reporter)
     start = sampler.encode(given.videos()) if given and given.frames else None
     opened = time.perf_counter() - began
     guidance = config.condition.guidance
@@ -273,7 +273,7 @@ def plan_sample(
     return SamplePlan(
         kind="long" if is_long else "short",
         device=device.type,
-        precision=precision,
+        precision=config.compute.precision,
         samples=options.samples,
         frames=frames,
         tokens=sampler.tokens,

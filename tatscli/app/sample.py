@@ -267,7 +267,7 @@ def _as_tensor(
         check_given(given.shape[2], sampler.factor, frames, "given: T")
     seconds = sampler.length * sampler.factor / sampler.rate
     asked = _wishes(sampler, config, (), options.samples, seconds, None, Silent())
-    sampler.to(choose_device(config.compute.device), config.compute.precision)
+    sampler.to(choose_device(config.compute.device), config.compute, Silent())
     start = None if given is None else sampler.encode(given)
     made = []
     cuts, guidance = Cuts.of(config.filter), config.condition.guidance
@@ -314,7 +314,7 @@ def _write_folder(
         _check_comparison(real, frames)
     options, given, asked = wanted_samples(sampler, config, frames, reporter)
     settings = _settings(kind, sampler, config)
-    sampler.to(choose_device(compute.device), compute.precision)
+    sampler.to(choose_device(compute.device), compute, reporter)
     start_codes = sampler.encode(given.videos()) if given and given.frames else None
     folder = _new_folder(options, config.filter, kind)
     rate = sampler.rate

@@ -14,7 +14,7 @@ from tatscli.app.asked import Asked, window_condition
 from tatscli.app.pictures import DEFAULT_RATE
 from tatscli.app.reporting import Reporter, Task
 from tatscli.app.run import newest_gpt
-from tatscli.config.compute import Precision
+from tatscli.config.compute import SamplingMachineConfig
 from tatscli.config.sample import FilterConfig, LongFilterConfig, SampleConfig, WindowConfig
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, read_gpt
 from tatscli.core.failures import explained
@@ -111,11 +111,14 @@ class Sampler:
         """Frames per second of the samples; a guess where the checkpoint does not know."""
         return self.vqgan.rate or DEFAULT_RATE
 
-    def to(self, device: torch.device, precision: Precision) -> None:
+    def to(self, device: torch.device, compute: SamplingMachineConfig, reporter: Reporter) -> None:
         """Bring the models to a device, for use; they are not to be saved any more."""
+        precision, graphs = compute.precision, compute.cuda_graphs
+        if graphs and device.type != "cuda":
+            reporter.note(f"--cuda-graphs has no effect: the device is {device.type}")
         vqgan_for_inference(self.vqgan.model, device, precision)
         for gpt in self.gpts:
-            gpt_for_inference(gpt.model, device, precision)
+            gpt_for_inference(gpt.model, device, precision, graphs=graphs)
             if gpt.sound:
                 vqgan_for_inference(gpt.sound.model, device, precision)
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from tatscli.config.base import Config
-from tatscli.config.compute import InferenceConfig
+from tatscli.config.compute import SamplingMachineConfig
 
 StageName = Literal[
     "read",
@@ -22,7 +22,7 @@ StageName = Literal[
 """What can be measured, in the order of the work."""
 
 
-class BenchOptions(InferenceConfig):
+class BenchOptions(SamplingMachineConfig):
     """Benchmark."""
 
     size: Literal["tiny", "published"] = "published"

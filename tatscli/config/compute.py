@@ -24,6 +24,13 @@ class InferenceConfig(DeviceConfig):
     """Arithmetic of the networks; bf16 is less exact, and faster where the machine can do it."""
 
 
+class SamplingMachineConfig(InferenceConfig):
+    """Machine."""
+
+    cuda_graphs: bool = False
+    """Replay the steps of a GPT on a CUDA device, of which small ones wait for their launch."""
+
+
 class DevicesConfig(DeviceConfig):
     """Machine."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tatscli.config.base import FILE_ONLY, Config, Obsolete, Published
-from tatscli.config.compute import InferenceConfig
+from tatscli.config.compute import SamplingMachineConfig
 
 
 class FilterConfig(Config):
@@ -137,7 +137,7 @@ class SampleShortConfig(Config):
     given: ContextConfig = Field(default_factory=ContextConfig)
     filter: FilterConfig = Field(default_factory=FilterConfig)
     real: RealDataConfig = Field(default_factory=RealDataConfig)
-    compute: InferenceConfig = Field(default_factory=InferenceConfig)
+    compute: SamplingMachineConfig = Field(default_factory=SamplingMachineConfig)
 
 
 class WindowConfig(Config):
@@ -166,4 +166,4 @@ class SampleLongConfig(Config):
     given: ContextConfig = Field(default_factory=ContextConfig)
     filter: LongFilterConfig = Field(default_factory=LongFilterConfig)
     real: RealDataConfig = Field(default_factory=RealDataConfig)
-    compute: InferenceConfig = Field(default_factory=InferenceConfig)
+    compute: SamplingMachineConfig = Field(default_factory=SamplingMachineConfig)

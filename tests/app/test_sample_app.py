@@ -85,6 +85,13 @@ def test_samples_that_are_done_stay_when_the_others_are_interrupted(
         assert f"{tmp_path / 'mine'} holds the 2 samples done so far" in notes.notes
 
 
+def test_cuda_graphs_are_said_to_have_no_effect_on_a_cpu(gpt_run: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    compute = {"device": "cpu", "cuda_graphs": True}
+    module.short(short_config(gpt_run, tmp_path, sample={"samples": 1}, compute=compute), notes)
+    assert "--cuda-graphs has no effect: the device is cpu" in notes.notes
+
+
 def test_samples_do_not_depend_on_the_batch(gpt_run: Path) -> None:
     def sampled(batch: int, seed: int = 1) -> torch.Tensor:
         return tatscli.sample_long(gpt_run, 5, 5, seed=seed, batch_size=batch, device="cpu")

@@ -34,20 +34,27 @@ class KVCache:
         length: Positions held.
         position: Position in the sequence of what is read next. It is the length, unless positions
             further on were read before.
-        in_segments: Whether one position is to be read by ``attend``.
+        attends: Whether one position is to be read by ``attend``, instead of by torch's attention.
 
     Args:
         model: Whose keys and values they are.
         batch: Sequences B.
         positions: Room; by default what a window needs.
+        segment: Positions of a segment; by default chosen for the device.
     """
 
-    def __init__(self, model: "GPT", batch: int, positions: int | None = None) -> None:
+    def __init__(
+        self,
+        model: "GPT",
+        batch: int,
+        positions: int | None = None,
+        segment: int | None = None,
+    ) -> None:
         config, like = model.config, model.pos_emb
         self.length = self.position = 0
         self.positions = config.positions if positions is None else positions
-        self.in_segments = like.device.type == "cpu"
-        self._segment = SEGMENT if self.in_segments else self.positions
+        self.attends = like.device.type == "cpu"
+        self._segment = segment or (SEGMENT if self.attends else self.positions)
         shape = (
             -(-self.positions // self._segment),
             batch,
@@ -152,7 +159,7 @@ class Attention(nn.Module):
         # is_causal aligns the mask at the top left, right only where nothing was cached before.
         if mask is None and 1 < new < seen:
             mask = torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(seen - new)
-        if cache is not None and cache.in_segments and new == 1:
+        if cache is not None and cache.attends and new == 1:
             y = cache.attend(layer, q.to(cache.dtype), seen)
         else:
             if cache is not None and new < seen:
@@ -203,6 +210,7 @@ class GPT(nn.Module):
 
     Attributes:
         recompute: Whether training keeps no activations inside of its blocks, see ``recomputed``.
+        replays: Whether sampling replays single steps as CUDA graphs, see ``RecordedSteps``.
     """
 
     visible: Tensor | None
@@ -210,7 +218,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False
+        self.recompute = self.replays = False
         self.tok_emb = nn.Embedding(config.vocabulary, config.width)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, config.width))
         self.drop = nn.Dropout(config.dropout)
@@ -258,7 +266,7 @@ class GPT(nn.Module):
         _check_room(ids.shape[1], self.config.block_size)
         if self.visible is not None and ids.shape[1] != self.config.positions:
             raise ValueError(f"{ids.shape[1]} positions, infilling {self.config.positions}")
-        x = self._read(ids, self.pos_emb[:, : ids.shape[1]], None, self.visible)
+        x = self.read(ids, self.pos_emb[:, : ids.shape[1]], None, self.visible)
         return x[:, expected - 1 :]
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
@@ -274,11 +282,21 @@ class GPT(nn.Module):
             ValueError: The positions do not fit.
         """
         start, stop = cache.position, cache.position + ids.shape[1]
-        _check_room(stop, min(self.config.block_size, cache.positions))
-        x = self._read(ids, self.pos_emb[:, start:stop], cache)
+        self.check_room(cache, ids.shape[1])
+        x = self.read(ids, self.pos_emb[:, start:stop], cache)
+        cache.length += ids.shape[1]
         cache.position = stop
         logits: Tensor = self.head(x[:, -1])
         return logits
+
+    def check_room(self, cache: KVCache, count: int) -> None:
+        """So many further positions must fit.
+
+        Raises:
+            ValueError: They do not.
+        """
+        room = min(self.config.block_size, cache.positions)
+        _check_room(cache.position + count, room)
 
     def step_ends(self, condition: Tensor, first: Tensor, last: Tensor, cache: KVCache) -> Tensor:
         """Read what infilling is given; logits (B, V) of the first token between.
@@ -304,12 +322,13 @@ class GPT(nn.Module):
         after = self.config.positions - last.shape[1] + 1
         places = torch.arange(self.config.positions, device=ids.device)
         places = torch.cat([places[:before], places[after:]])
-        x = self._read(ids, self.pos_emb[:, places], cache, self.visible[places][:, places])
+        x = self.read(ids, self.pos_emb[:, places], cache, self.visible[places][:, places])
+        cache.length = ids.shape[1]
         cache.position = before
         logits: Tensor = self.head(x[:, before - 1])
         return logits
 
-    def _read(
+    def read(
         self,
         ids: Tensor,
         positions: Tensor,
@@ -321,7 +340,7 @@ class GPT(nn.Module):
         Args:
             ids: (B, n) joint ids.
             positions: (1, n, W) embeddings of their positions.
-            cache: Extended by n positions.
+            cache: Written to behind its length, which is the caller's to move.
             visible: See ``Attention``.
         """
         x = self.drop(self.tok_emb(ids) + positions)
@@ -330,8 +349,6 @@ class GPT(nn.Module):
                 x = recomputed(block, x, cache, layer, visible)
             else:
                 x = block(x, cache, layer, visible)
-        if cache is not None:
-            cache.length += ids.shape[1]
         out: Tensor = self.ln_f(x)
         return out
 

@@ -40,13 +40,22 @@ def i3d_for_inference(i3d: I3D, device: torch.device, precision: Precision = "fl
     return i3d
 
 
-def gpt_for_inference(gpt: GPT, device: torch.device, precision: Precision = "float32") -> GPT:
+def gpt_for_inference(
+    gpt: GPT, device: torch.device, precision: Precision = "float32", *, graphs: bool = False
+) -> GPT:
     """Move a GPT to where it writes tokens; the model given is that model afterwards.
 
     On a CPU its linear layers are packed: it can be neither saved, copied nor moved any more, and
     must not run under autocast.
+
+    Args:
+        gpt: The model.
+        device: Where it is to be.
+        precision: Of its weights, keys and values.
+        graphs: Whether a CUDA device replays single steps, see ``RecordedSteps``.
     """
     gpt.to(device, DTYPES[precision]).eval().requires_grad_(False)
+    gpt.replays = graphs and device.type == "cuda"
     if device.type == "cpu" and _packing_works(DTYPES[precision]):
         _pack_linears(gpt)
     return gpt

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tatscli.core.models.gpt import GPT, KVCache, check_range, drop_parts
+from tatscli.core.models.graphs import RecordedSteps
 from tatscli.core.sampling.filters import TokenFilter, choose
 
 Progress = Callable[[int], None]
@@ -343,7 +344,14 @@ class _Sequence:
         self._condition, self._guidance = condition, guidance
         self._batch, self._device = len(chances), gpt.pos_emb.device
         read = self._batch if guidance == 1 else 2 * self._batch
-        self._cache = KVCache(gpt, read)
+        self._cache: KVCache
+        self._step: Callable[[Tensor], Tensor]
+        if gpt.replays:
+            self._step = steps = RecordedSteps(gpt, read)
+            self._cache = steps.cache
+        else:
+            self._cache = KVCache(gpt, read)
+            self._step = partial(gpt.step, cache=self._cache)
         self._unread: Tensor | None = None
         self._logits: Tensor | None = None
 
@@ -394,7 +402,7 @@ class _Sequence:
             logits = self._logits
             if logits is None:
                 assert self._unread is not None, "a window was opened"
-                logits = self._gpt.step(self._unread, self._cache)
+                logits = self._step(self._unread)
             logits = self._guided(logits)
             ids = choose(logits[:, offset:], chance[:, position], chosen_by)[:, None] + offset
             self.read(ids)

@@ -90,7 +90,7 @@ def test_the_segments_of_the_cache_make_no_difference(by_rule, monkeypatch, segm
     with torch.no_grad():
         full = model(condition, tokens)
         cache = new_cache(model)
-        assert cache.in_segments
+        assert cache.attends
         found = [model.step(part, cache) for part in ids.split(portions, 1)]
     ends = torch.tensor(portions).cumsum(0) - 1
     torch.testing.assert_close(torch.stack(found, 1), full[:, ends], atol=1e-5, rtol=0)
@@ -101,7 +101,7 @@ def test_a_cache_in_one_segment_gives_the_same(by_rule, monkeypatch, segment):
     monkeypatch.setattr(gpt_module, "SEGMENT", segment)
     model = by_rule(GPT(config()))
     caches = [new_cache(model), new_cache(model)]
-    caches[1].in_segments = False  # as on a GPU: attention is torch's own
+    caches[1].attends = False  # as on a GPU: attention is torch's own
     ids = torch.cat(list(sequence(model.config)), 1)[:, :12] % 12
     with torch.no_grad():
         for part in ids.split([5, 1, 1, 4, 1], 1):

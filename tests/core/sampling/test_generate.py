@@ -4,14 +4,19 @@ Letters: B samples, t h w latent grid.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from in_turn import class_condition
+from tape import record
 from torch import Tensor
 from waits import Waits
 
+from tatscli.core.models import graphs
 from tatscli.core.models.gpt import GPT
+from tatscli.core.models.graphs import RecordedSteps
+from tatscli.core.sampling import generate
 from tatscli.core.sampling.filters import TokenFilter, choose
 from tatscli.core.sampling.generate import Chances, generate_long, generate_window
 
@@ -258,12 +263,22 @@ def test_as_many_given_frames_as_are_asked_for_are_refused(gpt: Make, known: int
         generate_window(model, class_condition(model, 0, [0]), Chances(0, [0]), GREEDY, given=given)
 
 
+@pytest.fixture
+def taped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are replayed are recorded by a tape, and in several spans."""
+    monkeypatch.setattr(generate, "RecordedSteps", partial(RecordedSteps, record=record))
+    monkeypatch.setattr(graphs, "FIRST_SPAN", 4)
+
+
+@pytest.mark.usefixtures("taped")
+@pytest.mark.parametrize("replays", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("chosen_by", [CHOSEN_BY, GREEDY, TokenFilter()])
 def test_neither_a_token_nor_a_window_makes_a_gpu_wait(
-    gpt: Make, chosen_by: TokenFilter, guidance: float
+    gpt: Make, chosen_by: TokenFilter, guidance: float, replays: bool
 ) -> None:
     model, numbers = gpt(classes=3), range(2)
+    model.replays = replays
     condition = class_condition(model, 3, numbers)
     with Waits() as seen:
         for length in (1, 8):
@@ -272,3 +287,22 @@ def test_neither_a_token_nor_a_window_makes_a_gpu_wait(
                 guidance=guidance,
             )  # fmt: skip
     assert not seen.found
+
+
+@pytest.mark.usefixtures("taped")
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("known", [0, 1])
+def test_replayed_steps_write_the_same_samples(gpt: Make, known: int, guidance: float) -> None:
+    model, numbers = gpt(classes=3), range(4)
+    samples = []
+    for replays in (False, True):
+        model.replays = replays
+        samples.append(
+            generate_long(
+                model, class_condition(model, 3, numbers), Chances(0, numbers), CHOSEN_BY,
+                length=8, context=2, guidance=guidance,
+                given=torch.ones(4, known, 2, 2, dtype=torch.long) if known else None,
+            )
+        )  # fmt: skip
+    assert torch.equal(*samples)
+    assert len(samples[0].unique()) > 1
