@@ -479,7 +479,6 @@ def _wishes(
     return wishes(
         config.condition,
         texts,
-        config.sample.class_cond,
         sampler.gpts,
         sampler.source,
         samples,

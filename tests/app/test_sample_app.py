@@ -225,11 +225,13 @@ def test_classes_asked_of_a_model_without_any_are_an_error(
     unconditional: Path, gpt_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="has no condition") as caught:
-        module.short(short_config(unconditional, tmp_path, sample={"class_cond": True}))
+        module.short(short_config(unconditional, tmp_path, condition={"class_cond": True}))
     assert "--condition label" in caught.value.hint
     result = module.short(short_config(unconditional, tmp_path, sample={"samples": 1}))
     assert read_samples(result.folder)[1] == [None]
-    config = short_config(gpt_run, tmp_path, sample={"class_cond": True, "name": "l", "samples": 1})
+    config = short_config(
+        gpt_run, tmp_path, sample={"name": "l", "samples": 1}, condition={"class_cond": True}
+    )
     assert read_samples(module.short(config).folder)[1] == ["circle"]
 
 

@@ -113,6 +113,15 @@ def test_a_rate_and_a_base_rate_are_an_error_with_both(tats):
     assert "--learning-rate and --lr set the same thing" in outcome.err
 
 
+@pytest.mark.parametrize("length", ["short", "long"])
+def test_one_class_and_all_classes_are_an_error_with_both(tats, receive, length):
+    received = receive(f"tatscli.app.sample.{length}")
+    outcome = tats("sample", length, "--label", "star", "--class_cond")
+    assert (outcome.code, received) == (2, [])
+    assert "--label and --class-cond set the same thing; give one of them" in outcome.err
+    assert tats("sample", length, "--label", "star", "--no-class-cond").code == 0
+
+
 def test_an_obsolete_option_is_taken_with_a_note(resolved):
     config, outcome = resolved("--image_folder")
     assert outcome.err == (
