@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,7 @@ from tatscli import __version__
 from tatscli.app.launch import is_helper
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.base import Config
-from tatscli.config.files import dump
+from tatscli.config.files import dump, read_layer
 from tatscli.core.files import UNFINISHED, claim_empty, held_alone, written_whole
 from tatscli.errors import CheckpointError, RunError
 
@@ -240,6 +240,17 @@ class RunFolder:
         return record if isinstance(record, dict) else {}
 
     @property
+    def model(self) -> dict[str, Any]:
+        """Settings of its model, as far as they are written; an imported one has no config file.
+
+        Raises:
+            ConfigError: The config file cannot be read.
+        """
+        held = read_layer(self.config).values if self.config.is_file() else self.record
+        model = held.get("model")
+        return model if isinstance(model, dict) else {}
+
+    @property
     def _record_file(self) -> Path:
         return self.path / "run.json"
 
@@ -248,32 +259,46 @@ class RunFolder:
             write_atomically(self._record_file, json.dumps(record, indent=2) + "\n")
 
 
-def newest_gpt(runs: Path = Path("runs"), reporter: Reporter | None = None) -> Path:
-    """The GPT run below a folder that saved last.
+def newest_gpt(
+    runs: Path = Path("runs"),
+    reporter: Reporter | None = None,
+    lacks: Callable[[RunFolder], str] = lambda _: "",
+) -> Path:
+    """The GPT run below a folder that saved last, of those that serve.
 
     Args:
         runs: The folder.
-        reporter: Told about runs whose record is damaged; they are passed over.
+        reporter: Told about newer runs that are passed over, and those whose record is damaged.
+        lacks: Why a run does not serve; empty where it does.
 
     Raises:
         CheckpointError: There is none.
     """
+    reporter = reporter or Silent()
     found: list[tuple[float, Path]] = []
     for record in runs.glob("*/run.json"):
         last = RunFolder(record.parent).last
         try:
             kind = json.loads(record.read_text(encoding="utf-8"))["kind"]
         except (OSError, ValueError, LookupError, TypeError) as error:
-            (reporter or Silent()).warn(f"passed over {record.parent}: its run.json: {error!r}")
+            reporter.warn(f"passed over {record.parent}: its run.json: {error!r}")
             continue
         if kind == "gpt" and last.is_file():
             found.append((last.stat().st_mtime, record.parent))
-    if not found:
-        raise CheckpointError(
-            f"--gpt is not given, and there is no GPT run in {runs}",
-            "give --gpt RUN, or train one: tats gpt train --data DIR --vqgan RUN",
-        )
-    return max(found)[1]
+    passed_over: list[str] = []
+    for _, path in sorted(found, reverse=True):
+        if not (reason := lacks(RunFolder(path))):
+            if passed_over:
+                reporter.note(f"passed over newer GPT runs: {'; '.join(passed_over)}")
+            return path
+        passed_over.append(f"{path} {reason}")
+    found_none = f"there is no GPT run in {runs}"
+    if passed_over:
+        found_none = f"no GPT run in {runs} can do this: {'; '.join(passed_over)}"
+    raise CheckpointError(
+        f"--gpt is not given, and {found_none}",
+        "give --gpt RUN, or train one: tats gpt train --data DIR --vqgan RUN",
+    )
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -148,7 +148,7 @@ def sample_short(
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device, "precision": precision},
     )
-    return _as_tensor(short_sampler(config.sample, Silent()), config, given)
+    return _as_tensor(short_sampler(config, Silent()), config, given)
 
 
 def sample_long(
@@ -208,7 +208,7 @@ def sample_long(
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device, "precision": precision},
     )
-    return _as_tensor(long_sampler(config.sample, config.window, Silent()), config, given)
+    return _as_tensor(long_sampler(config, Silent()), config, given)
 
 
 @explained(_LESS_MEMORY)
@@ -221,7 +221,7 @@ def short(config: SampleShortConfig, reporter: Reporter | None = None) -> Sample
     reporter = reporter or Silent()
     check_sampling("short", config)
     _note_unused(config.real, reporter)
-    return _write_folder("short", short_sampler(config.sample, reporter), config, reporter)
+    return _write_folder("short", short_sampler(config, reporter), config, reporter)
 
 
 @explained(_LESS_MEMORY)
@@ -234,7 +234,7 @@ def long(config: SampleLongConfig, reporter: Reporter | None = None) -> SampleRe
     reporter = reporter or Silent()
     check_sampling("long", config)
     _note_unused(config.real, reporter)
-    sampler = long_sampler(config.sample, config.window, reporter)
+    sampler = long_sampler(config, reporter)
     return _write_folder("long", sampler, config, reporter, frames=config.window.frames)
 
 
@@ -316,7 +316,7 @@ def _write_folder(
     settings = _settings(kind, sampler, config)
     sampler.to(choose_device(compute.device), compute.precision)
     start_codes = sampler.encode(given.videos()) if given and given.frames else None
-    folder = _new_folder(options, config.filter, kind)
+    folder = _new_folder(options, config.filter, kind, sampler.source)
     rate = sampler.rate
     if not sampler.vqgan.rate:
         reporter.note(
@@ -514,8 +514,8 @@ def decoded_pieces(vqgan: VQGAN, codes: Tensor, frames: int) -> Iterator[Frames]
             yield video
 
 
-def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str) -> Path:
-    folder = free_folder(config, chosen, kind)
+def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str, gpt: Path) -> Path:
+    folder = free_folder(config, chosen, kind, gpt)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -42,13 +42,13 @@ class SampleConfig(Config):
     }
 
     gpt: Annotated[Path | None, Published("gpt_ckpt"), Published("ckpt1")] = None
-    """GPT run folder, checkpoint or published file; by default the newest GPT run in runs."""
+    """GPT run folder, checkpoint or published file; by default the newest run that can do it."""
     vqgan: Annotated[Path | None, Published("vqgan_ckpt")] = None
     """VQGAN, as a check; by default the one the GPT was trained with, which its file holds."""
     out: Annotated[Path, Published("save")] = Path("samples")
     """Folder under which the folder of the samples is made."""
     name: Annotated[str, Published("save_name")] = ""
-    """Folder of the samples; by default short or long with seed and settings."""
+    """Folder of the samples; by default the GPT, short or long, settings and seed."""
     samples: Annotated[int, Published("n_sample")] = Field(16, ge=1)
     """Videos to sample."""
     batch_size: int | Literal["auto"] = 16
