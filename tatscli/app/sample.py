@@ -100,7 +100,7 @@ class SampleResult:
 
 def sample_short(
     gpt: str | Path,
-    samples: int = 4,
+    samples: int = 16,
     *,
     label: str = "",
     text: str = "",
@@ -154,7 +154,7 @@ def sample_short(
 def sample_long(
     gpt: str | Path,
     length: int,
-    samples: int = 4,
+    samples: int = 16,
     *,
     infill_gpt: str | Path | None = None,
     context: int = 1,

@@ -1,5 +1,6 @@
 """The package's own names."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,10 @@ import pytest
 import torch
 
 import tatscli
+from tatscli.config.base import Config
+from tatscli.config.evaluate import FVDConfig
+from tatscli.config.files import leaves, sections
+from tatscli.config.sample import SampleLongConfig, SampleShortConfig
 from tatscli.core.checkpoint import read_vqgan
 from tatscli.errors import ConfigError
 
@@ -43,6 +48,23 @@ def test_the_names_are_there_and_no_others() -> None:
         assert getattr(tatscli, name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tatscli.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("function", "model"),
+    [
+        (tatscli.sample_short, SampleShortConfig),
+        (tatscli.sample_long, SampleLongConfig),
+        (tatscli.fvd, FVDConfig),
+    ],
+)
+def test_defaults_are_those_of_the_command_line(function: Any, model: type[Config]) -> None:
+    options = {"context": "temporal_sample_pos"}
+    settings = {key[-1]: section for _, section in sections(model) for key in leaves(section)}
+    for name, argument in inspect.signature(function).parameters.items():
+        if argument.default is not argument.empty and name != "given":
+            option = options.get(name, name)
+            assert argument.default == settings[option].model_fields[option].default, name
 
 
 @pytest.mark.parametrize(
