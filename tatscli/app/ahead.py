@@ -10,7 +10,7 @@ from typing import Literal
 
 from tatscli.app.listing import LISTING, read_listing
 from tatscli.app.reporting import Reporter
-from tatscli.app.run import RunFolder, newest_gpt
+from tatscli.app.run import RunFolder, continued, newest_gpt
 from tatscli.config.encode import DecodeConfig, EncodeConfig
 from tatscli.config.evaluate import FVDConfig, VQGANEvalConfig
 from tatscli.config.files import read_layer
@@ -31,23 +31,18 @@ GIVEN = "--context takes a video or a dataset"
 """What given videos can be, for hints."""
 
 
-def continued(config: VQGANTrainConfig | GPTTrainConfig, resume: Path | None) -> Path | None:
-    """The run that goes on; None where a new one starts."""
-    if resume == AUTO:
-        return config.folder if RunFolder(config.folder).has_saved else None
-    return resume
-
-
 def check_training(config: VQGANTrainConfig | GPTTrainConfig, resume: Path | None) -> None:
     """Before a run: its folder, its data, and the files that it starts from.
 
     Raises:
         RunError: The folder is taken, or holds no run that could go on.
+        ConfigError: The run that goes on was trained with other settings.
         DataError: The data is not there, or is no data.
         CheckpointError: A checkpoint, or a file of weights, is not there.
     """
     if run := continued(config, resume):
         RunFolder(run).require_saved()
+        RunFolder(run).require_same(config)
         return
     RunFolder(config.folder).require_free(anew=resume == AUTO)
     if isinstance(config, VQGANTrainConfig):

@@ -24,9 +24,10 @@ from tatscli import __version__
 from tatscli.app.launch import is_helper
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.base import Config
-from tatscli.config.files import dump, read_layer
+from tatscli.config.files import dump, read_layer, resolve
+from tatscli.config.train import AUTO, GPTTrainConfig, VQGANTrainConfig
 from tatscli.core.files import UNFINISHED, claim_empty, held_alone, written_whole
-from tatscli.errors import CheckpointError, RunError
+from tatscli.errors import CheckpointError, ConfigError, RunError
 
 _BUSY = "wait until it has ended, or stop it; another run needs another --out"
 
@@ -111,6 +112,41 @@ class RunFolder:
             how = f"--resume {self.path}" if self.has_saved else "--resume auto"
             hint = f"continue that run with {how}, or {hint}"
         claim_empty(self.path, hint, RunError)
+
+    def require_same(self, config: VQGANTrainConfig | GPTTrainConfig) -> None:
+        """Make sure that a run that goes on is the same: same model, same clips, same seed.
+
+        Raises:
+            ConfigError: Settings are others; the message has all of them.
+        """
+        layer = read_layer(self.config)
+        # Resolved, since a run of an older version names fewer settings.
+        stored = resolve(type(config), [layer]).model_dump(mode="json")
+        now = config.model_dump(mode="json")
+        changed = [
+            f"{section}.{name}: {old} -> {now[section][name]}"
+            for section in ("data", "model", "loss")
+            for name, old in stored[section].items()
+            if name not in ("data", "strict", "max_bad") and now[section][name] != old
+        ]
+        changed += [
+            f"train.{name}: {stored['train'][name]} -> {now['train'][name]}"
+            for name in ("seed", "init")
+            if stored["train"][name] != now["train"][name]
+        ]
+        # Neither moves: the run stays in its folder, and its checkpoint holds its VQGAN.
+        if now["train"]["out"] not in (stored["train"].get("out"), str(self.path)):
+            changed.append(f"train.out: {stored['train'].get('out')} -> {now['train']['out']}")
+        changed += [
+            f"{name}: {stored.get(name)} -> {now.get(name)}"
+            for name in ("vqgan", "sound_vqgan")
+            if stored.get(name) != now.get(name)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.path} was trained with other settings: {'; '.join(changed)}",
+                "leave these options out when continuing, or start a new run with another --out",
+            )
 
     def require_saved(self) -> None:
         """Make sure that the folder holds a run that can be continued.
@@ -257,6 +293,13 @@ class RunFolder:
     def _write_record(self, record: dict[str, Any]) -> None:
         if not is_helper():
             write_atomically(self._record_file, json.dumps(record, indent=2) + "\n")
+
+
+def continued(config: VQGANTrainConfig | GPTTrainConfig, resume: Path | None) -> Path | None:
+    """The run that goes on; None where a new one starts."""
+    if resume == AUTO:
+        return config.folder if RunFolder(config.folder).has_saved else None
+    return resume
 
 
 def newest_gpt(

@@ -160,6 +160,26 @@ def test_resuming_starts_from_the_settings_of_the_run(tats, receive, tmp_path):
     assert (config.model.codes, config.train.max_steps, run) == (99, 7, tmp_path)
 
 
+def test_a_dry_run_refuses_what_a_resumption_refuses(tats, tmp_path):
+    settings = {"data": {"data": "there"}, "model": {"codes": 99}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    again = ("vqgan", "train", "--resume", tmp_path)
+    outcome = tats(*again, "--dry-run")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "has saved no checkpoint yet" in outcome.err
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    shown = tats(*again, "--max-steps", 7, "--dry-run")
+    assert (shown.code, yaml.safe_load(shown.out)["model"]["codes"]) == (0, 99)
+    dry, real = (tats(*again, "--preset", "tiny", *more) for more in ((), ("--dry-run",)))
+    assert dry == real
+    assert (dry.code, dry.out) == (1, "")
+    assert "was trained with other settings: data.resolution: 128 -> 64; " in dry.err
+    assert "model.codes: 99 -> 1024; " in dry.err
+    outs = ("--out", tmp_path, "--resume", "auto", "--codes", 8)
+    assert "model.codes: 99 -> 8" in tats("vqgan", "train", *outs, "--dry-run").err
+
+
 def test_a_new_start_and_a_resumption_are_an_error(tats, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"data": "there"}}))
     outcome = tats("vqgan", "train", "--resume", tmp_path, "--init", "run")
