@@ -52,6 +52,7 @@ from tatscli.core.data.video import (
 from tatscli.core.failures import explained
 from tatscli.core.files import held_alone, unwritable
 from tatscli.core.models.i3d import MIN_FRAMES
+from tatscli.core.models.shapes import check_shape
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.paths import find_checkpoint
 from tatscli.core.sampling.decode import decode_stream
@@ -259,10 +260,10 @@ def _as_tensor(
     options = config.sample
     if given is not None:
         channels, side = sampler.vqgan.model.config.image_channels, sampler.vqgan.clip.resolution
-        expected = (options.samples, channels, "T", side, side)
-        if given.ndim != 5 or (*given.shape[:2], "T", *given.shape[3:]) != expected:
-            shape = ", ".join(map(str, expected))
-            raise ConfigError(f"given: a clip of shape {tuple(given.shape)}, expected ({shape})")
+        try:
+            check_shape("given: a clip", given, options.samples, channels, "T", side, side)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         frames = sampler.length * sampler.factor
         check_given(given.shape[2], sampler.factor, frames, "given: T")
     seconds = sampler.length * sampler.factor / sampler.rate
