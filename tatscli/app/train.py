@@ -433,15 +433,12 @@ def _note_rate(config: StageConfig, run: RunFolder, step: int, reporter: Reporte
         for name, value in config.optim.model_dump().items()
         if value != stored[name]
     ]
-    last, last_before = config.train.max_steps, before.train.max_steps
-    if last != last_before and config.optim.lr_schedule != "constant":
-        now, then = (
-            each.optim.learning_rate * rate_part(each.optim, each.train.max_steps, step)
-            for each in (config, before)
-        )
+    optim, last, last_before = config.optim, config.train.max_steps, before.train.max_steps
+    now, then = (optim.learning_rate * rate_part(optim, n, step) for n in (last, last_before))
+    if now != then:
         changed.append(
-            f"--max-steps {last}, before it was {last_before}: at step {step} the learning rate is "
-            f"{now:.3g}, by the old schedule {then:.3g}"
+            f"--max-steps {last}, before it was {last_before}: the learning rate at step {step} is "
+            f"{now:.3g} instead of {then:.3g}"
         )
     if changed:
         reporter.note(f"from here on {'; '.join(changed)}")

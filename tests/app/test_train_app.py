@@ -512,7 +512,7 @@ def test_another_rate_is_a_note(data: Path, tmp_path: Path) -> None:
         ["from here on --learning-rate 0.1, before it was 0.001"],
         [
             "from here on --lr-schedule linear, before it was constant; --max-steps 4, before it "
-            "was 3: at step 3 the learning rate is 0.0325, by the old schedule 0.1"
+            "was 3: the learning rate at step 3 is 0.0325 instead of 0.01"
         ],
     ]
 
@@ -528,8 +528,8 @@ def test_more_steps_of_a_falling_rate_are_a_note(data: Path, tmp_path: Path) -> 
         said.append([note for note in notes.notes if "from here on" in note])
     assert said == [
         [
-            "from here on --max-steps 4, before it was 2: at step 2 the learning rate is 0.00055, "
-            "by the old schedule 0.0001"
+            "from here on --max-steps 4, before it was 2: the learning rate at step 2 is 0.00055 "
+            "instead of 0.0001"
         ],
         [],
     ]
