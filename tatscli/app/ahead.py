@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from tatscli.app.listing import LISTING, read_listing
-from tatscli.app.run import RunFolder, newest_gpt
+from tatscli.app.reporting import Reporter
+from tatscli.app.run import RunFolder, continued, newest_gpt
 from tatscli.config.encode import DecodeConfig, EncodeConfig
 from tatscli.config.evaluate import FVDConfig, VQGANEvalConfig
 from tatscli.config.files import read_layer
@@ -23,18 +24,11 @@ from tatscli.config.sample import (
 from tatscli.config.train import AUTO, GPTTrainConfig, VQGANTrainConfig
 from tatscli.core import weights
 from tatscli.core.files import claim_empty
-from tatscli.core.paths import find_checkpoint, remote_url, require_dataset
+from tatscli.core.paths import find_checkpoint, model_name, remote_url, require_dataset
 from tatscli.errors import ConfigError, DataError
 
 GIVEN = "--context takes a video or a dataset"
 """What given videos can be, for hints."""
-
-
-def continued(config: VQGANTrainConfig | GPTTrainConfig, resume: Path | None) -> Path | None:
-    """The run that goes on; None where a new one starts."""
-    if resume == AUTO:
-        return config.folder if RunFolder(config.folder).has_saved else None
-    return resume
 
 
 def check_training(config: VQGANTrainConfig | GPTTrainConfig, resume: Path | None) -> None:
@@ -42,11 +36,13 @@ def check_training(config: VQGANTrainConfig | GPTTrainConfig, resume: Path | Non
 
     Raises:
         RunError: The folder is taken, or holds no run that could go on.
+        ConfigError: The run that goes on was trained with other settings.
         DataError: The data is not there, or is no data.
         CheckpointError: A checkpoint, or a file of weights, is not there.
     """
     if run := continued(config, resume):
         RunFolder(run).require_saved()
+        RunFolder(run).require_same(config)
         return
     RunFolder(config.folder).require_free(anew=resume == AUTO)
     if isinstance(config, VQGANTrainConfig):
@@ -91,7 +87,8 @@ def check_sampling(kind: str, config: SampleShortConfig | SampleLongConfig) -> N
         DataError: Given or real videos are not there, or the folder for the samples is taken.
     """
     sample = config.sample
-    _require_checkpoints(sample.gpt or newest_gpt(), sample.vqgan)
+    gpt = sample.gpt or newest_gpt_for(config)
+    _require_checkpoints(gpt, sample.vqgan)
     if isinstance(config, SampleLongConfig):
         _require_checkpoints(config.window.infill_gpt)
     _require_checkpoints(config.condition.sound_vqgan)
@@ -99,17 +96,62 @@ def check_sampling(kind: str, config: SampleShortConfig | SampleLongConfig) -> N
         require_given(config.given.context)
     if config.real.compute_fvd:
         check_comparison(config.real)
-    free_folder(sample, config.filter, kind)
+    free_folder(sample, config.filter, kind, gpt)
 
 
-def free_folder(config: SampleConfig, chosen: FilterConfig, kind: str) -> Path:
+def newest_gpt_for(
+    config: SampleShortConfig | SampleLongConfig, reporter: Reporter | None = None
+) -> Path:
+    """The newest GPT run that can sample what is asked for.
+
+    Args:
+        config: Settings of the sampling.
+        reporter: Told about newer runs that are passed over.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    fills = isinstance(config, SampleLongConfig) and config.window.infill_gpt is not None
+    label, needed = config.condition.label, config.condition.needed
+
+    def lacks(run: RunFolder) -> str:
+        try:
+            model = run.model
+        except ConfigError:
+            return "has settings that cannot be read"
+        if not model:  # imported by an older version: it is looked at once it is open
+            return ""
+        if model.get("infill") or model.get("n_unmasked"):
+            return "fills in between frames that are given"
+        if (model.get("latent_stride", 1) > 1) != fills:
+            return "writes every latent frame" if fills else "writes key frames only"
+        held = model.get("condition", "none").split("+")
+        if missing := sorted(set(needed.values()) - set(held)):
+            return f"is not conditioned on {', '.join(missing)}"
+        if label and label not in run.record.get("classes", ()):
+            return f"does not know class {label}"
+        # Classes are taken in turn where nothing is asked for.
+        if not (needed or config.given.context or {"none", "label"} & set(held)):
+            return f"is conditioned on {', '.join(held)}, and nothing says what to show"
+        return ""
+
+    return newest_gpt(reporter=reporter, lacks=lacks)
+
+
+def free_folder(config: SampleConfig, chosen: FilterConfig, kind: str, gpt: Path) -> Path:
     """The folder of samples, which must be new or empty.
+
+    Args:
+        config: What it is called, where it has a name.
+        chosen: Choice of tokens.
+        kind: short or long.
+        gpt: Run folder or checkpoint.
 
     Raises:
         DataError: It is neither.
     """
-    default = f"{kind}-k{chosen.top_k}-p{chosen.top_p:g}-t{chosen.temperature:g}-s{config.seed}"
-    folder = config.out / (config.name or default)
+    cuts = f"k{chosen.top_k}-p{chosen.top_p:g}-t{chosen.temperature:g}-s{config.seed}"
+    folder = config.out / (config.name or f"{model_name(gpt)}-{kind}-{cuts}")
     claim_empty(folder, "choose another --name, or remove it")
     return folder
 

@@ -66,7 +66,6 @@ def settle_gpt(config: GPTTrainConfig, start: GPTStart) -> GPTTrainConfig:
         ConfigError: An architecture was asked for that is not theirs.
     """
     held = start.gpt.model.config
-    kinds = [part.kind for part in held.condition.parts]
     text = held.condition.part("text")
     values = {
         "layers": held.layers,
@@ -74,7 +73,7 @@ def settle_gpt(config: GPTTrainConfig, start: GPTStart) -> GPTTrainConfig:
         "width": held.width,
         "dropout": held.dropout,
         "block_size": held.block_size,
-        "condition": "none" if kinds == ["start"] else "+".join(kinds),
+        "condition": held.condition.name,
         "text_tokens": text.tokens if text else 0,
         "latent_stride": held.latent_stride,
         "infill": held.infill,

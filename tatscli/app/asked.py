@@ -134,7 +134,6 @@ class Wishes:
 def wishes(
     config: ConditionConfig,
     texts: tuple[str, ...],
-    class_cond: bool,
     gpts: Sequence[TrainedGPT],
     file: Path,
     samples: int,
@@ -151,7 +150,6 @@ def wishes(
     Args:
         config: What is asked for.
         texts: Texts that the samples take in turn.
-        class_cond: Whether classes are to be taken in turn.
         gpts: The GPT that begins the samples, and the one that fills in.
         file: Where the former is.
         samples: How many there will be.
@@ -166,7 +164,7 @@ def wishes(
     """
     trained = gpts[0]
     file = find_checkpoint(file)
-    _check_parts(config, class_cond, trained, file)
+    _check_parts(config, trained, file)
     _check_guidance(config, gpts, file)
     _check_checks(config, trained, file)
     sound = None
@@ -178,7 +176,7 @@ def wishes(
         open_parts = {kind for kind in parts if not _learnt(gpts, kind)}
     else:
         open_parts = parts
-    in_turn = "label" in parts and (class_cond or "label" in open_parts)
+    in_turn = "label" in parts and (config.class_cond or "label" in open_parts)
     found = Wishes(trained, common, texts, in_turn, given, frozenset(open_parts))
     asked = [found(number) for number in range(samples)]
     for number, wish in enumerate(asked):
@@ -260,24 +258,13 @@ def _sound_codes(
     return torch.stack([known[wish.sound] for wish in asked])
 
 
-def _check_parts(
-    config: ConditionConfig, class_cond: bool, trained: TrainedGPT, file: Path
-) -> None:
+def _check_parts(config: ConditionConfig, trained: TrainedGPT, file: Path) -> None:
     """The model has the parts of the condition that are asked for, and knows the class."""
     layout = trained.model.config.condition
-    wanted = {
-        "--class-cond": (class_cond, "label"),
-        "--label": (bool(config.label), "label"),
-        "--text": (bool(config.text), "text"),
-        "--texts": (config.texts is not None, "text"),
-        "--tokenizer": (config.tokenizer is not None, "text"),
-        "--audio": (config.audio is not None, "sound"),
-        "--sound-vqgan": (config.sound_vqgan is not None, "sound"),
-    }
     kinds = [part.kind for part in layout.parts]
     held = "no condition" if kinds == ["start"] else f"as condition: {', '.join(kinds)}"
-    for option, (given, kind) in wanted.items():
-        if given and kind not in kinds:
+    for option, kind in config.needed.items():
+        if kind not in kinds:
             raise ConfigError(
                 f"{option}, but {file} has {held}",
                 f"leave the option out, or train with --condition {kind}",

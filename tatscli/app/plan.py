@@ -1,16 +1,31 @@
 """What a run would use as far as its settings tell; free of torch, so that it is quick to ask."""
 
+from pathlib import Path
 from typing import TypeVar
 
 from tatscli.app.reporting import Reporter
+from tatscli.app.run import RunFolder, continued
 from tatscli.config.files import dump
 from tatscli.config.train import ComputeConfig, GPTTrainConfig, VQGANTrainConfig
 
 TrainConfig = TypeVar("TrainConfig", VQGANTrainConfig, GPTTrainConfig)
 
 
-def preview(config: TrainConfig, reporter: Reporter) -> str:
-    """What a run would use, as YAML, touching neither devices nor paths."""
+def preview(config: TrainConfig, resume: Path | None, reporter: Reporter) -> str:
+    """What a run would use, as YAML, touching neither devices nor paths.
+
+    Args:
+        config: Settings.
+        resume: As of the training; of a run that goes on, what it has saved is looked at.
+        reporter: Told about what was not looked at, and the learning rate.
+
+    Raises:
+        RunError: The run that is to go on has not saved.
+        ConfigError: It was trained with other settings.
+    """
+    if run := continued(config, resume):
+        RunFolder(run).require_saved()
+        RunFolder(run).require_same(config)
     if config.compute.gpus:
         reporter.note(f"devices were not looked at; --gpus {config.compute.gpus} is believed")
     settled = settle_rate(config, asked_processes(config.compute), reporter)

@@ -233,10 +233,10 @@ def plan_sample(
     free, peak = free_memory(device), PeakMemory(device)
     began = time.perf_counter()
     frames = config.window.frames if is_long else 0
-    if is_long:
-        sampler = long_sampler(config.sample, config.window, reporter)
+    if isinstance(run, SampleLongConfig):
+        sampler = long_sampler(run, reporter)
     else:
-        sampler = short_sampler(config.sample, reporter)
+        sampler = short_sampler(run, reporter)
     frames = frames or sampler.length * sampler.factor
     options, given, asked = wanted_samples(sampler, run, frames, reporter)
     models = [sampler.vqgan.model, *(gpt.model for gpt in sampler.gpts)]

@@ -44,7 +44,7 @@ from tatscli.core.metrics.reconstruction import psnr
 from tatscli.core.models.gpt import condition_ids
 from tatscli.core.models.receptive import pools_over_time
 from tatscli.core.original import JUDGES, holds_gpt, is_original, read_original
-from tatscli.core.paths import find_checkpoint
+from tatscli.core.paths import find_checkpoint, model_name
 from tatscli.core.training.losses import token_loss
 from tatscli.errors import CheckpointError, ConfigError, DataError, RunError
 
@@ -239,8 +239,7 @@ def export_published(
     """
     reporter = reporter or Silent()
     file = find_checkpoint(path)
-    name = path.resolve().name if path.is_dir() else file.stem
-    out = config.out or Path(f"{name}-published.ckpt")
+    out = config.out or Path(f"{model_name(path)}-published.ckpt")
     if out.exists():
         raise CheckpointError(f"{out} exists; nothing was overwritten", "choose another --out")
     trained = read_trained(file)
@@ -369,6 +368,14 @@ def _write(
     partial = RunFolder(out.with_name(f".{out.name}.{os.getpid()}.part"))
     ended = datetime.now().astimezone().isoformat(timespec="seconds")
     record = {"status": "imported", "tats": __version__, "ended": ended, **asdict(result)}
+    if isinstance(trained, TrainedGPT):
+        config = trained.model.config
+        record["model"] = {
+            "infill": config.infill,
+            "latent_stride": config.latent_stride,
+            "condition": config.condition.name,
+        }
+        record["classes"] = trained.classes
     text = json.dumps(record, indent=2, default=str) + "\n"
     try:
         if isinstance(trained, TrainedGPT):

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,9 +24,10 @@ from tatscli import __version__
 from tatscli.app.launch import is_helper
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.base import Config
-from tatscli.config.files import dump
+from tatscli.config.files import dump, read_layer, resolve
+from tatscli.config.train import AUTO, GPTTrainConfig, VQGANTrainConfig
 from tatscli.core.files import UNFINISHED, claim_empty, held_alone, written_whole
-from tatscli.errors import CheckpointError, RunError
+from tatscli.errors import CheckpointError, ConfigError, RunError
 
 _BUSY = "wait until it has ended, or stop it; another run needs another --out"
 
@@ -111,6 +112,41 @@ class RunFolder:
             how = f"--resume {self.path}" if self.has_saved else "--resume auto"
             hint = f"continue that run with {how}, or {hint}"
         claim_empty(self.path, hint, RunError)
+
+    def require_same(self, config: VQGANTrainConfig | GPTTrainConfig) -> None:
+        """Make sure that a run that goes on is the same: same model, same clips, same seed.
+
+        Raises:
+            ConfigError: Settings are others; the message has all of them.
+        """
+        layer = read_layer(self.config)
+        # Resolved, since a run of an older version names fewer settings.
+        stored = resolve(type(config), [layer]).model_dump(mode="json")
+        now = config.model_dump(mode="json")
+        changed = [
+            f"{section}.{name}: {old} -> {now[section][name]}"
+            for section in ("data", "model", "loss")
+            for name, old in stored[section].items()
+            if name not in ("data", "strict", "max_bad") and now[section][name] != old
+        ]
+        changed += [
+            f"train.{name}: {stored['train'][name]} -> {now['train'][name]}"
+            for name in ("seed", "init")
+            if stored["train"][name] != now["train"][name]
+        ]
+        # Neither moves: the run stays in its folder, and its checkpoint holds its VQGAN.
+        if now["train"]["out"] not in (stored["train"].get("out"), str(self.path)):
+            changed.append(f"train.out: {stored['train'].get('out')} -> {now['train']['out']}")
+        changed += [
+            f"{name}: {stored.get(name)} -> {now.get(name)}"
+            for name in ("vqgan", "sound_vqgan")
+            if stored.get(name) != now.get(name)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.path} was trained with other settings: {'; '.join(changed)}",
+                "leave these options out when continuing, or start a new run with another --out",
+            )
 
     def require_saved(self) -> None:
         """Make sure that the folder holds a run that can be continued.
@@ -240,6 +276,17 @@ class RunFolder:
         return record if isinstance(record, dict) else {}
 
     @property
+    def model(self) -> dict[str, Any]:
+        """Settings of its model, as far as they are written; an imported one has no config file.
+
+        Raises:
+            ConfigError: The config file cannot be read.
+        """
+        held = read_layer(self.config).values if self.config.is_file() else self.record
+        model = held.get("model")
+        return model if isinstance(model, dict) else {}
+
+    @property
     def _record_file(self) -> Path:
         return self.path / "run.json"
 
@@ -248,32 +295,53 @@ class RunFolder:
             write_atomically(self._record_file, json.dumps(record, indent=2) + "\n")
 
 
-def newest_gpt(runs: Path = Path("runs"), reporter: Reporter | None = None) -> Path:
-    """The GPT run below a folder that saved last.
+def continued(config: VQGANTrainConfig | GPTTrainConfig, resume: Path | None) -> Path | None:
+    """The run that goes on; None where a new one starts."""
+    if resume == AUTO:
+        return config.folder if RunFolder(config.folder).has_saved else None
+    return resume
+
+
+def newest_gpt(
+    runs: Path = Path("runs"),
+    reporter: Reporter | None = None,
+    lacks: Callable[[RunFolder], str] = lambda _: "",
+) -> Path:
+    """The GPT run below a folder that saved last, of those that serve.
 
     Args:
         runs: The folder.
-        reporter: Told about runs whose record is damaged; they are passed over.
+        reporter: Told about newer runs that are passed over, and those whose record is damaged.
+        lacks: Why a run does not serve; empty where it does.
 
     Raises:
         CheckpointError: There is none.
     """
+    reporter = reporter or Silent()
     found: list[tuple[float, Path]] = []
     for record in runs.glob("*/run.json"):
         last = RunFolder(record.parent).last
         try:
             kind = json.loads(record.read_text(encoding="utf-8"))["kind"]
         except (OSError, ValueError, LookupError, TypeError) as error:
-            (reporter or Silent()).warn(f"passed over {record.parent}: its run.json: {error!r}")
+            reporter.warn(f"passed over {record.parent}: its run.json: {error!r}")
             continue
         if kind == "gpt" and last.is_file():
             found.append((last.stat().st_mtime, record.parent))
-    if not found:
-        raise CheckpointError(
-            f"--gpt is not given, and there is no GPT run in {runs}",
-            "give --gpt RUN, or train one: tats gpt train --data DIR --vqgan RUN",
-        )
-    return max(found)[1]
+    passed_over: list[str] = []
+    for _, path in sorted(found, reverse=True):
+        if not (reason := lacks(RunFolder(path))):
+            if passed_over:
+                reporter.note(f"passed over newer GPT runs: {'; '.join(passed_over)}")
+            return path
+        passed_over.append(f"{path} {reason}")
+    found_none = f"there is no GPT run in {runs}"
+    if passed_over:
+        found_none = f"no GPT run in {runs} can do this: {'; '.join(passed_over)}"
+    raise CheckpointError(
+        f"--gpt is not given, and {found_none}",
+        "give --gpt RUN, or train one: tats gpt train --data DIR --vqgan RUN",
+    )
 
 
 def write_atomically(file: Path, text: str) -> None:

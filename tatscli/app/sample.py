@@ -52,6 +52,7 @@ from tatscli.core.data.video import (
 from tatscli.core.failures import explained
 from tatscli.core.files import held_alone, unwritable
 from tatscli.core.models.i3d import MIN_FRAMES
+from tatscli.core.models.shapes import check_shape
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.paths import find_checkpoint
 from tatscli.core.sampling.decode import decode_stream
@@ -100,7 +101,7 @@ class SampleResult:
 
 def sample_short(
     gpt: str | Path,
-    samples: int = 4,
+    samples: int = 16,
     *,
     label: str = "",
     text: str = "",
@@ -148,13 +149,13 @@ def sample_short(
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device, "precision": precision},
     )
-    return _as_tensor(short_sampler(config.sample, Silent()), config, given)
+    return _as_tensor(short_sampler(config, Silent()), config, given)
 
 
 def sample_long(
     gpt: str | Path,
     length: int,
-    samples: int = 4,
+    samples: int = 16,
     *,
     infill_gpt: str | Path | None = None,
     context: int = 1,
@@ -208,7 +209,7 @@ def sample_long(
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device, "precision": precision},
     )
-    return _as_tensor(long_sampler(config.sample, config.window, Silent()), config, given)
+    return _as_tensor(long_sampler(config, Silent()), config, given)
 
 
 @explained(_LESS_MEMORY)
@@ -221,7 +222,7 @@ def short(config: SampleShortConfig, reporter: Reporter | None = None) -> Sample
     reporter = reporter or Silent()
     check_sampling("short", config)
     _note_unused(config.real, reporter)
-    return _write_folder("short", short_sampler(config.sample, reporter), config, reporter)
+    return _write_folder("short", short_sampler(config, reporter), config, reporter)
 
 
 @explained(_LESS_MEMORY)
@@ -234,7 +235,7 @@ def long(config: SampleLongConfig, reporter: Reporter | None = None) -> SampleRe
     reporter = reporter or Silent()
     check_sampling("long", config)
     _note_unused(config.real, reporter)
-    sampler = long_sampler(config.sample, config.window, reporter)
+    sampler = long_sampler(config, reporter)
     return _write_folder("long", sampler, config, reporter, frames=config.window.frames)
 
 
@@ -259,10 +260,10 @@ def _as_tensor(
     options = config.sample
     if given is not None:
         channels, side = sampler.vqgan.model.config.image_channels, sampler.vqgan.clip.resolution
-        expected = (options.samples, channels, "T", side, side)
-        if given.ndim != 5 or (*given.shape[:2], "T", *given.shape[3:]) != expected:
-            shape = ", ".join(map(str, expected))
-            raise ConfigError(f"given: a clip of shape {tuple(given.shape)}, expected ({shape})")
+        try:
+            check_shape("given: a clip", given, options.samples, channels, "T", side, side)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         frames = sampler.length * sampler.factor
         check_given(given.shape[2], sampler.factor, frames, "given: T")
     seconds = sampler.length * sampler.factor / sampler.rate
@@ -316,7 +317,7 @@ def _write_folder(
     settings = _settings(kind, sampler, config)
     sampler.to(choose_device(compute.device), compute, reporter)
     start_codes = sampler.encode(given.videos()) if given and given.frames else None
-    folder = _new_folder(options, config.filter, kind)
+    folder = _new_folder(options, config.filter, kind, sampler.source)
     rate = sampler.rate
     if not sampler.vqgan.rate:
         reporter.note(
@@ -479,7 +480,6 @@ def _wishes(
     return wishes(
         config.condition,
         texts,
-        config.sample.class_cond,
         sampler.gpts,
         sampler.source,
         samples,
@@ -515,8 +515,8 @@ def decoded_pieces(vqgan: VQGAN, codes: Tensor, frames: int) -> Iterator[Frames]
             yield video
 
 
-def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str) -> Path:
-    folder = free_folder(config, chosen, kind)
+def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str, gpt: Path) -> Path:
+    folder = free_folder(config, chosen, kind, gpt)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

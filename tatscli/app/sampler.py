@@ -10,12 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tatscli.app.ahead import newest_gpt_for
 from tatscli.app.asked import Asked, window_condition
 from tatscli.app.pictures import DEFAULT_RATE
 from tatscli.app.reporting import Reporter, Task
-from tatscli.app.run import newest_gpt
 from tatscli.config.compute import SamplingMachineConfig
-from tatscli.config.sample import FilterConfig, LongFilterConfig, SampleConfig, WindowConfig
+from tatscli.config.sample import (
+    FilterConfig,
+    LongFilterConfig,
+    SampleConfig,
+    SampleLongConfig,
+    SampleShortConfig,
+)
 from tatscli.core.checkpoint import TrainedGPT, TrainedVQGAN, read_gpt
 from tatscli.core.failures import explained
 from tatscli.core.memory import free_memory
@@ -221,7 +227,7 @@ class Sampler:
         )
 
 
-def short_sampler(config: SampleConfig, reporter: Reporter) -> Sampler:
+def short_sampler(config: SampleShortConfig, reporter: Reporter) -> Sampler:
     """What samples clips of the length of training.
 
     Raises:
@@ -234,14 +240,14 @@ def short_sampler(config: SampleConfig, reporter: Reporter) -> Sampler:
     return Sampler(path, trained, None, trained.model.config.grid[0], 1)
 
 
-def long_sampler(config: SampleConfig, window: WindowConfig, reporter: Reporter) -> Sampler:
+def long_sampler(config: SampleLongConfig, reporter: Reporter) -> Sampler:
     """What samples videos of any length.
 
     Raises:
         CheckpointError: There is no GPT, or the two are of different VQGANs.
         ConfigError: Length, context, latent side or the second GPT do not fit the model.
     """
-    trained, path = _open(config, reporter)
+    (trained, path), window = _open(config, reporter), config.window
     side = trained.model.config.grid[1]
     if window.sample_resolution not in (0, side):
         raise ConfigError(
@@ -252,19 +258,21 @@ def long_sampler(config: SampleConfig, window: WindowConfig, reporter: Reporter)
     length = window.length
     if window.frames:
         length = -(-window.frames // trained.vqgan.model.config.downsample[0])
-    infill = _open_infill(trained, path, window.infill_gpt, config.vqgan)
+    infill = _open_infill(trained, path, window.infill_gpt, config.sample.vqgan)
     sampler = Sampler(path, trained, infill, length, window.temporal_sample_pos)
     _check_context(sampler)
     return sampler
 
 
-def _open(config: SampleConfig, reporter: Reporter) -> tuple[TrainedGPT, Path]:
+def _open(
+    config: SampleShortConfig | SampleLongConfig, reporter: Reporter
+) -> tuple[TrainedGPT, Path]:
     """The GPT that is asked for, fit to begin samples, and where it is."""
-    path = config.gpt
+    path = config.sample.gpt
     if path is None:
-        path = newest_gpt(reporter=reporter)
-        reporter.note(f"sampling from {path}, the newest GPT run")
-    trained = read_gpt(path, config.vqgan)
+        path = newest_gpt_for(config, reporter)
+        reporter.note(f"sampling from {path}, the newest GPT run that can do this")
+    trained = read_gpt(path, config.sample.vqgan)
     model, file = trained.model.config, find_checkpoint(path)
     if model.infill:
         raise ConfigError(

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch.utils.data import default_collate
 
-from tatscli.app.ahead import check_training, continued
+from tatscli.app.ahead import check_training
 from tatscli.app.architecture import gpt_architecture, keep_dropout, settle_gpt, settle_vqgan
 from tatscli.app.data import open_data, spread
 from tatscli.app.devices import batch_norm_notes, place_training, placement_notes
@@ -25,7 +25,7 @@ from tatscli.app.launch import is_helper
 from tatscli.app.pictures import save_reconstructions, save_samples, save_sounds
 from tatscli.app.plan import TrainConfig, settle_rate
 from tatscli.app.reporting import Reporter, Silent
-from tatscli.app.run import RunFolder
+from tatscli.app.run import RunFolder, continued
 from tatscli.app.training_data import (
     Content,
     GPTStart,
@@ -57,8 +57,9 @@ from tatscli.core.training import vqgan as vqgan_training
 from tatscli.core.training.engine import Clips, Outcome, epoch_steps, fit
 from tatscli.core.training.gpt import GPTTraining
 from tatscli.core.training.placement import Placement
+from tatscli.core.training.stage import rate_part
 from tatscli.core.training.vqgan import VQGANTraining
-from tatscli.errors import ConfigError, DataError, RunError
+from tatscli.errors import DataError, RunError
 
 PICTURED_CLIPS = 4
 """Clips in the pictures of a run."""
@@ -160,7 +161,6 @@ def _train(
     source: Path | None = None
     if resume:
         run = RunFolder.reopen(resume, alone)
-        _check_unchanged(config, run)
         source, step = run.newest(reporter)
         if step >= config.train.max_steps:
             return _finished_already(run, step, reporter)
@@ -172,7 +172,7 @@ def _train(
     if resume:
         _check_content(job.config, run, job.content)
         _note_order(job.config, run, placement, reporter)
-        _note_rate(job.config, run, reporter)
+        _note_rate(job.config, run, step, reporter)
     else:
         run = RunFolder.create(job.config.folder, alone, anew=anew)
     run.write_config(job.config)
@@ -424,48 +424,24 @@ def _note_order(
         )
 
 
-def _note_rate(config: StageConfig, run: RunFolder, reporter: Reporter) -> None:
+def _note_rate(config: StageConfig, run: RunFolder, step: int, reporter: Reporter) -> None:
     """A run that goes on by another rate is no longer the one that was never stopped."""
-    stored = resolve(type(config), [read_layer(run.config)]).optim.model_dump()
+    before = resolve(type(config), [read_layer(run.config)])
+    stored = before.optim.model_dump()
     changed = [
         f"{flag((name,))} {value}, before it was {stored[name]}"
         for name, value in config.optim.model_dump().items()
         if value != stored[name]
     ]
+    optim, last, last_before = config.optim, config.train.max_steps, before.train.max_steps
+    now, then = (optim.learning_rate * rate_part(optim, n, step) for n in (last, last_before))
+    if now != then:
+        changed.append(
+            f"--max-steps {last}, before it was {last_before}: the learning rate at step {step} is "
+            f"{now:.3g} instead of {then:.3g}"
+        )
     if changed:
         reporter.note(f"from here on {'; '.join(changed)}")
-
-
-def _check_unchanged(config: TrainConfig, run: RunFolder) -> None:
-    """A run that goes on must be the same run: same model, same clips, same seed."""
-    layer = read_layer(run.path / "config.yaml")
-    # Resolved, since a run of an older version names fewer settings.
-    stored = resolve(type(config), [layer]).model_dump(mode="json")
-    now = config.model_dump(mode="json")
-    changed = [
-        f"{section}.{name}: {old} -> {now[section][name]}"
-        for section in ("data", "model", "loss")
-        for name, old in stored[section].items()
-        if name not in ("data", "strict", "max_bad") and now[section][name] != old
-    ]
-    changed += [
-        f"train.{name}: {stored['train'][name]} -> {now['train'][name]}"
-        for name in ("seed", "init")
-        if stored["train"][name] != now["train"][name]
-    ]
-    # Neither moves: the run stays in its folder, and its checkpoint holds its VQGAN.
-    if now["train"]["out"] not in (stored["train"].get("out"), str(run.path)):
-        changed.append(f"train.out: {stored['train'].get('out')} -> {now['train']['out']}")
-    changed += [
-        f"{name}: {stored.get(name)} -> {now.get(name)}"
-        for name in ("vqgan", "sound_vqgan")
-        if stored.get(name) != now.get(name)
-    ]
-    if changed:
-        raise ConfigError(
-            f"{run.path} was trained with other settings: {'; '.join(changed)}",
-            "leave these options out when continuing, or start a new run with another --out",
-        )
 
 
 def _result_checkpoint(run: RunFolder) -> Path:

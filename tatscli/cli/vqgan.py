@@ -37,7 +37,7 @@ def train(
     if dry_run:
         from tatscli.app.plan import preview
 
-        console.text(preview(config, console.Terminal()))
+        console.text(preview(config, resume, console.Terminal()))
         return
     from tatscli.app.ahead import check_training
 

@@ -136,13 +136,15 @@ def read_layer(file: Path) -> Layer:
     """Settings of a YAML file.
 
     Raises:
-        ConfigError: The file cannot be read or is not a mapping.
+        ConfigError: The file cannot be read, is not a mapping, or gives a key twice.
     """
     import yaml  # here and below, since neither help nor completion needs it
 
+    from tatscli.config.yaml_file import read_yaml
+
     hint = "tats config copy PRESET FILE writes a file of settings to start from"
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = read_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}", hint) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -58,6 +58,11 @@ class ConditionLayout(Config):
         """Ids of the whole condition; video ids are offset by it."""
         return sum(part.ids for part in self.parts)
 
+    @property
+    def name(self) -> str:
+        """What a training is asked for to have these parts: label+text, or none."""
+        return "+".join(part.kind for part in self.parts if part.kind != "start") or "none"
+
     def part(self, kind: str) -> ConditionPart | None:
         """The part of a kind, if the layout has one."""
         return next((part for part in self.parts if part.kind == kind), None)

@@ -42,19 +42,17 @@ class SampleConfig(Config):
     }
 
     gpt: Annotated[Path | None, Published("gpt_ckpt"), Published("ckpt1")] = None
-    """GPT run folder, checkpoint or published file; by default the newest GPT run in runs."""
+    """GPT run folder, checkpoint or published file; by default the newest run that can do it."""
     vqgan: Annotated[Path | None, Published("vqgan_ckpt")] = None
     """VQGAN, as a check; by default the one the GPT was trained with, which its file holds."""
     out: Annotated[Path, Published("save")] = Path("samples")
     """Folder under which the folder of the samples is made."""
     name: Annotated[str, Published("save_name")] = ""
-    """Folder of the samples; by default short or long with seed and settings."""
+    """Folder of the samples; by default the GPT, short or long, settings and seed."""
     samples: Annotated[int, Published("n_sample")] = Field(16, ge=1)
     """Videos to sample."""
     batch_size: int | Literal["auto"] = 16
     """Videos sampled at once, or auto: as many as fit into memory; does not change them."""
-    class_cond: bool = False
-    """Draw over all classes evenly, as models with class labels do where nothing is asked for."""
     seed: int = Field(0, ge=0)
     """Seed; sample i depends on it and i alone."""
     lossless: bool = False
@@ -81,10 +79,12 @@ class SampleConfig(Config):
 class ConditionConfig(Config):
     """Condition."""
 
-    ALTERNATIVES: ClassVar = (("text", "texts"),)
+    ALTERNATIVES: ClassVar = (("label", "class_cond"), ("text", "texts"))
 
     label: str = ""
     """Class of all samples, by name."""
+    class_cond: bool = False
+    """Draw over all classes evenly, as models with class labels do where nothing is asked for."""
     text: str = ""
     """Text that describes all samples."""
     texts: Path | None = None
@@ -97,6 +97,20 @@ class ConditionConfig(Config):
     """Tokenizer, as a check; by default the one the GPT was trained with, which its file holds."""
     sound_vqgan: Annotated[Path | None, Published("stft_vqgan_ckpt")] = None
     """VQGAN of sound, as a check; by default the one that the file of the GPT holds."""
+
+    @property
+    def needed(self) -> dict[str, str]:
+        """The part of a condition that a model must have, for each option that is given."""
+        given = {
+            "--class-cond": (self.class_cond, "label"),
+            "--label": (self.label, "label"),
+            "--text": (self.text, "text"),
+            "--texts": (self.texts, "text"),
+            "--tokenizer": (self.tokenizer, "text"),
+            "--audio": (self.audio, "sound"),
+            "--sound-vqgan": (self.sound_vqgan, "sound"),
+        }
+        return {option: kind for option, (value, kind) in given.items() if value}
 
 
 class ContextConfig(Config):

@@ -46,6 +46,14 @@ def require_dataset(path: Path) -> None:
         raise DataError(f"{path}: a file, not a folder", SOURCES)
 
 
+def model_name(path: Path) -> str:
+    """What is made from a model is called after it: its run, or its file where it has none."""
+    place = path.resolve()
+    if not path.is_dir() and place.parent.name == "checkpoints":
+        return f"{place.parent.parent.name}-{place.stem}"
+    return place.name if path.is_dir() else place.stem
+
+
 def find_checkpoint(path: Path) -> Path:
     """The file a checkpoint argument means: a file itself, or a run folder's best, else last.
 

@@ -16,7 +16,7 @@ from tatscli.app import port as module
 from tatscli.app import sample
 from tatscli.app.encode import decode, encode
 from tatscli.app.port import export_published, import_published
-from tatscli.app.run import newest_gpt
+from tatscli.app.run import RunFolder, newest_gpt
 from tatscli.app.train import train_gpt
 from tatscli.config.data import ClipConfig
 from tatscli.config.encode import DecodeConfig
@@ -117,6 +117,11 @@ def test_a_gpt_is_judged_by_its_loss_on_the_clip(gpt_file: Path, tmp_path: Path)
     assert (result.kind, result.condition) == ("gpt", "the class, 3 ids")
     assert trained.classes == ("circle", "square")
     assert newest_gpt(tmp_path) == tmp_path / "run"
+    record = RunFolder(tmp_path / "run").record
+    assert record["classes"] == ["circle", "square"]
+    assert RunFolder(tmp_path / "run").model == {
+        "infill": False, "latent_stride": 1, "condition": "label",
+    }  # fmt: skip
 
 
 def test_a_gpt_that_infills_is_judged_by_what_is_between(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The package's own names."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,12 @@ import pytest
 import torch
 
 import tatscli
+from tatscli.config.base import Config
+from tatscli.config.evaluate import FVDConfig
+from tatscli.config.files import leaves, sections
+from tatscli.config.sample import SampleLongConfig, SampleShortConfig
 from tatscli.core.checkpoint import read_vqgan
-from tatscli.errors import ConfigError
+from tatscli.errors import ConfigError, DataError
 
 
 def test_a_vqgan_encodes_and_decodes(vqgan_run: Path) -> None:
@@ -43,6 +48,41 @@ def test_the_names_are_there_and_no_others() -> None:
         assert getattr(tatscli, name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tatscli.nothing  # noqa: B018
+
+
+def test_tensors_of_other_shapes_are_refused_with_both(gpt_run: Path) -> None:
+    def refused(error: type[Exception], given: torch.Tensor, **more: Any) -> str:
+        with pytest.raises(error) as caught:
+            tatscli.sample_short(gpt_run, 2, given=given, device="cpu", **more)
+        return str(caught.value)
+
+    video = torch.zeros(2, 2, 8, 8, 3)
+    told = refused(ConfigError, video)
+    assert told == "given: a clip of shape (2, 2, 8, 8, 3), expected (2, 3, T, 8, 8)"
+    clip = video.movedim(-1, 1)
+    assert "a video of torch.uint8" in refused(DataError, clip.to(torch.uint8))
+    gpt = tatscli.load_gpt(gpt_run)
+    with pytest.raises(ValueError, match=r"label ids of shape \(1,\), expected \(2,\)"):
+        tatscli.condition_ids(gpt.config.condition, 2, torch.tensor([0]))
+    with pytest.raises(ValueError, match="text ids are given, and the condition is label"):
+        tatscli.condition_ids(gpt.config.condition, 1, torch.tensor([0]), text=torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("function", "model"),
+    [
+        (tatscli.sample_short, SampleShortConfig),
+        (tatscli.sample_long, SampleLongConfig),
+        (tatscli.fvd, FVDConfig),
+    ],
+)
+def test_defaults_are_those_of_the_command_line(function: Any, model: type[Config]) -> None:
+    options = {"context": "temporal_sample_pos"}
+    settings = {key[-1]: section for _, section in sections(model) for key in leaves(section)}
+    for name, argument in inspect.signature(function).parameters.items():
+        if argument.default is not argument.empty and name != "given":
+            option = options.get(name, name)
+            assert argument.default == settings[option].model_fields[option].default, name
 
 
 @pytest.mark.parametrize(

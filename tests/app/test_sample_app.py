@@ -1,6 +1,8 @@
 """Sampling into folders and as tensors; what evaluation reads of it."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny_app import Notes, long_config, short_config
 
 import tatscli
 from tatscli.app import sample as module
 from tatscli.app import sampler
+from tatscli.app.ahead import newest_gpt_for
 from tatscli.app.run import RunFolder, newest_gpt
 from tatscli.app.sample import read_samples
 from tatscli.core.checkpoint import read_gpt, read_vqgan
@@ -232,11 +236,13 @@ def test_classes_asked_of_a_model_without_any_are_an_error(
     unconditional: Path, gpt_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="has no condition") as caught:
-        module.short(short_config(unconditional, tmp_path, sample={"class_cond": True}))
+        module.short(short_config(unconditional, tmp_path, condition={"class_cond": True}))
     assert "--condition label" in caught.value.hint
     result = module.short(short_config(unconditional, tmp_path, sample={"samples": 1}))
     assert read_samples(result.folder)[1] == [None]
-    config = short_config(gpt_run, tmp_path, sample={"class_cond": True, "name": "l", "samples": 1})
+    config = short_config(
+        gpt_run, tmp_path, sample={"name": "l", "samples": 1}, condition={"class_cond": True}
+    )
     assert read_samples(module.short(config).folder)[1] == ["circle"]
 
 
@@ -255,9 +261,6 @@ def test_a_vqgan_given_as_a_check_is_checked(
 def test_without_a_gpt_the_newest_run_is_taken(
     gpt_run: Path, vqgan_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-    import shutil
-
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no GPT run in runs"):
         newest_gpt()
@@ -278,6 +281,68 @@ def test_without_a_gpt_the_newest_run_is_taken(
     config = short_config(gpt_run, tmp_path / "out", sample={"gpt": None, "samples": 1})
     module.short(config, notes)
     assert any("runs/new" in note for note in notes.notes)
+
+
+def put_run(run: Path, name: str, age: int, **model: Any) -> None:
+    """A copy of a run in runs, older than now by so much, and with another model by its config."""
+    copy = RunFolder(Path("runs") / name)
+    shutil.copytree(run, copy.path)
+    values = yaml.safe_load(copy.config.read_text())
+    copy.config.write_text(yaml.safe_dump(values | {"model": values["model"] | model}))
+    os.utime(copy.last, (1e9 - age, 1e9 - age))
+
+
+def test_of_the_gpt_runs_the_newest_is_taken_that_can_do_what_is_asked(
+    gpt_run: Path, unconditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put_run(gpt_run, "labels", 50)
+    put_run(unconditional, "plain", 40)
+    put_run(gpt_run, "text", 30, condition="text")
+    put_run(gpt_run, "keys", 20, latent_stride=4)
+    put_run(gpt_run, "infill", 10, infill=True)
+    put_run(gpt_run, "masked", 5, n_unmasked=4)
+
+    def taken(make: Any, **sections: Any) -> str:
+        config = make(None, Path("out"), **sections)
+        return newest_gpt_for(config).name
+
+    assert taken(short_config) == taken(long_config) == "plain"
+    assert taken(short_config, condition={"label": "square"}) == "labels"
+    assert taken(short_config, condition={"text": "a star"}) == "text"
+    assert taken(short_config, condition={"class_cond": True}) == "labels"
+    assert taken(long_config, window={"infill_gpt": Path("runs/infill")}) == "keys"
+    with pytest.raises(CheckpointError) as caught:
+        taken(short_config, condition={"label": "crane"})
+    assert caught.value.message == (
+        "--gpt is not given, and no GPT run in runs can do this: runs/masked fills in between "
+        "frames that are given; runs/infill fills in between frames that are given; runs/keys "
+        "writes key frames only; runs/text is not conditioned on label; runs/plain is not "
+        "conditioned on label; runs/labels does not know class crane"
+    )
+    (tmp_path / "runs" / "plain" / "config.yaml").write_text("a: b: c")
+    notes = Notes()
+    sample = {"gpt": None, "samples": 1}
+    module.short(short_config(None, tmp_path / "out", sample=sample), notes)
+    assert notes.notes[:2] == [
+        "passed over newer GPT runs: runs/masked fills in between frames that are given; "
+        "runs/infill fills in between frames that are given; runs/keys writes key frames only; "
+        "runs/text is conditioned on text, and nothing says what to show; runs/plain "
+        "has settings that cannot be read",
+        "sampling from runs/labels, the newest GPT run that can do this",
+    ]
+
+
+def test_samples_without_a_name_are_called_after_their_gpt(
+    gpt_run: Path, unconditional: Path, tmp_path: Path
+) -> None:
+    config = short_config(gpt_run, tmp_path, sample={"samples": 1})
+    assert module.short(config).folder.name == "gpt-short-k2048-p0.92-t1-s0"
+    config = short_config(unconditional, tmp_path, sample={"samples": 1})
+    assert module.short(config).folder.name == "unconditional-short-k2048-p0.92-t1-s0"
+    file = RunFolder(gpt_run).last
+    config = long_config(file, tmp_path, sample={"samples": 1})
+    assert module.long(config).folder.name == "gpt-last-long-k2048-p0.92-t1-s0"
 
 
 def test_a_comparison_that_cannot_be_made_is_an_error_before_sampling(

@@ -501,12 +501,38 @@ def test_a_run_tells_of_its_first_step_wherever_it_goes_on(data: Path, tmp_path:
 def test_another_rate_is_a_note(data: Path, tmp_path: Path) -> None:
     run = train_vqgan(vqgan_config(data, tmp_path / "run", train={"max_steps": 1})).run
     said: list[list[str]] = []
-    for steps, rate in ((2, 1e-3), (3, 0.1), (4, 0.1)):
+    for steps, rate, course in ((2, 1e-3, "constant"), (3, 0.1, "constant"), (4, 0.1, "linear")):
         notes = Notes()
-        config = vqgan_config(data, run, train={"max_steps": steps}, optim={"learning_rate": rate})
+        optim = {"learning_rate": rate, "lr_schedule": course}
+        config = vqgan_config(data, run, train={"max_steps": steps}, optim=optim)
         train_vqgan(config, run, notes)
         said.append([note for note in notes.notes if "from here on" in note])
-    assert said == [[], ["from here on --learning-rate 0.1, before it was 0.001"], []]
+    assert said == [
+        ["from here on --lr-schedule constant, before it was cosine"],
+        ["from here on --learning-rate 0.1, before it was 0.001"],
+        [
+            "from here on --lr-schedule linear, before it was constant; --max-steps 4, before it "
+            "was 3: the learning rate at step 3 is 0.0325 instead of 0.01"
+        ],
+    ]
+
+
+def test_more_steps_of_a_falling_rate_are_a_note(data: Path, tmp_path: Path) -> None:
+    optim = {"lr_schedule": "linear"}
+    config = vqgan_config(data, tmp_path / "run", train={"max_steps": 2}, optim=optim)
+    run = train_vqgan(config).run
+    said: list[list[str]] = []
+    for steps in (4, 4):
+        notes = Notes()
+        train_vqgan(vqgan_config(data, run, train={"max_steps": steps}, optim=optim), run, notes)
+        said.append([note for note in notes.notes if "from here on" in note])
+    assert said == [
+        [
+            "from here on --max-steps 4, before it was 2: the learning rate at step 2 is 0.00055 "
+            "instead of 0.0001"
+        ],
+        [],
+    ]
 
 
 def test_another_number_of_clips_a_step_is_a_note(data: Path, tmp_path: Path) -> None:

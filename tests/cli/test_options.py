@@ -113,6 +113,15 @@ def test_a_rate_and_a_base_rate_are_an_error_with_both(tats):
     assert "--learning-rate and --lr set the same thing" in outcome.err
 
 
+@pytest.mark.parametrize("length", ["short", "long"])
+def test_one_class_and_all_classes_are_an_error_with_both(tats, receive, length):
+    received = receive(f"tatscli.app.sample.{length}")
+    outcome = tats("sample", length, "--label", "star", "--class_cond")
+    assert (outcome.code, received) == (2, [])
+    assert "--label and --class-cond set the same thing; give one of them" in outcome.err
+    assert tats("sample", length, "--label", "star", "--no-class-cond").code == 0
+
+
 def test_an_obsolete_option_is_taken_with_a_note(resolved):
     config, outcome = resolved("--image_folder")
     assert outcome.err == (
@@ -149,6 +158,26 @@ def test_resuming_starts_from_the_settings_of_the_run(tats, receive, tmp_path):
     assert tats("vqgan", "train", "--resume", tmp_path, "--max-steps", 7).code == 0
     config, run, _ = received[0]
     assert (config.model.codes, config.train.max_steps, run) == (99, 7, tmp_path)
+
+
+def test_a_dry_run_refuses_what_a_resumption_refuses(tats, tmp_path):
+    settings = {"data": {"data": "there"}, "model": {"codes": 99}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    again = ("vqgan", "train", "--resume", tmp_path)
+    outcome = tats(*again, "--dry-run")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "has saved no checkpoint yet" in outcome.err
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    shown = tats(*again, "--max-steps", 7, "--dry-run")
+    assert (shown.code, yaml.safe_load(shown.out)["model"]["codes"]) == (0, 99)
+    dry, real = (tats(*again, "--preset", "tiny", *more) for more in ((), ("--dry-run",)))
+    assert dry == real
+    assert (dry.code, dry.out) == (1, "")
+    assert "was trained with other settings: data.resolution: 128 -> 64; " in dry.err
+    assert "model.codes: 99 -> 1024; " in dry.err
+    outs = ("--out", tmp_path, "--resume", "auto", "--codes", 8)
+    assert "model.codes: 99 -> 8" in tats("vqgan", "train", *outs, "--dry-run").err
 
 
 def test_a_new_start_and_a_resumption_are_an_error(tats, tmp_path):

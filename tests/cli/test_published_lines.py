@@ -155,7 +155,6 @@ def test_the_short_line_reaches_sampling(tats, receive):
         "name": "NAME",
         "samples": 64,
         "batch_size": 16,
-        "class_cond": True,
         "seed": 0,
         "lossless": False,
         "compute_fvd": True,
@@ -164,6 +163,7 @@ def test_the_short_line_reaches_sampling(tats, receive):
         "resolution": 256,
         "sample_every_n_frames": 4,
     }
+    assert config["condition"]["class_cond"]
 
 
 def test_the_long_line_reaches_sampling(tats, receive):

@@ -158,6 +158,11 @@ def test_an_empty_file_sets_nothing(tmp_path):
     ("content", "told"),
     [
         (b"a: 1\nb: c: d\n", ", line 2, is not valid YAML: mapping values are not allowed here"),
+        (
+            b"model:\n  codes: 5\n  layers: 1\n  codes: 9\n",
+            ", line 4, is not valid YAML: codes is given twice, first in line 2",
+        ),
+        (b"a: {}\nb: {}\n'a': {}\n", ", line 3, is not valid YAML: a is given twice, first in"),
         (b"\xff\xfe\x00", " is not valid YAML: 'utf-8' codec can't decode"),
         (b"a\x00", " is not valid YAML: unacceptable character"),
         (b"- 1\n- 2\n", " holds a list, expected a mapping of settings"),
@@ -171,6 +176,12 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content, told):
         read_layer(file)
     assert caught.value.message.startswith(f"{file}{told}")
     assert "\n" not in caught.value.message
+
+
+def test_a_mapping_may_refer_to_another_and_change_it(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("a: &a {x: 1, y: 2}\nb: &b\n  <<: *a\n  y: 3\n")
+    assert read_layer(file).values == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

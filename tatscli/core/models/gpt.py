@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tatscli.config.gpt import ConditionLayout, GPTConfig
 from tatscli.core.models.recompute import recomputed
+from tatscli.core.models.shapes import as_ids, check_range
 
 SEGMENT = 64
 """Positions of a segment of the cache on a CPU."""
@@ -255,19 +256,19 @@ class GPT(nn.Module):
             tokens: (B, L) codes.
 
         Raises:
-            ValueError: An id is outside its range, or there are too many or too few positions.
+            ValueError: An id is outside its range, or a shape is another; the message has both.
         """
-        expected = self.config.condition.tokens
-        if condition.shape[1] != expected:
-            raise ValueError(f"condition has {condition.shape[1]} tokens, the model {expected}")
-        check_range("condition id", condition, self.config.vocabulary)
-        check_range("video token", tokens, self.config.codes)
-        ids = torch.cat([condition, tokens + self.config.condition.ids], dim=1)[:, :-1]
-        _check_room(ids.shape[1], self.config.block_size)
-        if self.visible is not None and ids.shape[1] != self.config.positions:
-            raise ValueError(f"{ids.shape[1]} positions, infilling {self.config.positions}")
+        config = self.config
+        before = config.condition.tokens
+        condition = as_ids("condition", condition, "B", before)
+        room = config.block_size - before + 1  # the last token is never an input
+        fits = self.visible is None and tokens.ndim == 2 and tokens.shape[1] <= room
+        tokens = as_ids("tokens", tokens, len(condition), "L" if fits else config.video_tokens)
+        check_range("condition id", condition, config.vocabulary)
+        check_range("video token", tokens, config.codes)
+        ids = torch.cat([condition, tokens + config.condition.ids], dim=1)[:, :-1]
         x = self.read(ids, self.pos_emb[:, : ids.shape[1]], None, self.visible)
-        return x[:, expected - 1 :]
+        return x[:, before - 1 :]
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Read further positions; logits (B, V) of what comes after the last.
@@ -295,8 +296,9 @@ class GPT(nn.Module):
         Raises:
             ValueError: They do not.
         """
-        room = min(self.config.block_size, cache.positions)
-        _check_room(cache.position + count, room)
+        positions = cache.position + count
+        if positions > (room := min(self.config.block_size, cache.positions)):
+            raise ValueError(f"{positions} positions, but there is room for {room}")
 
     def step_ends(self, condition: Tensor, first: Tensor, last: Tensor, cache: KVCache) -> Tensor:
         """Read what infilling is given; logits (B, V) of the first token between.
@@ -389,24 +391,22 @@ def condition_ids(
     Raises:
         ValueError: A part is missing, superfluous, of another shape or out of range.
     """
-    columns = None if labels is None else labels[:, None]
-    given = {"label": columns, "sound": sound, "text": text}
+    given = {"label": labels, "sound": sound, "text": text}
     for kind, ids in given.items():
         if (ids is not None) != (layout.part(kind) is not None):
-            raise ValueError(f"{kind} ids must be given exactly where the layout has such a part")
+            state = "missing" if ids is None else "given"
+            raise ValueError(f"{kind} ids are {state}, and the condition is {layout.name}")
     device = next((ids.device for ids in given.values() if ids is not None), None)
     placed = []
     for part in layout.parts:
         ids = given.get(part.kind)
         if ids is None:  # the start token
             ids = torch.zeros(batch, part.tokens, dtype=torch.long, device=device)
-        elif ids.shape != (batch, part.tokens):
-            raise ValueError(
-                f"{part.kind} ids have shape {tuple(ids.shape)}, expected {(batch, part.tokens)}"
-            )
         else:
+            shape = (batch,) if part.kind == "label" else (batch, part.tokens)
+            ids = as_ids(f"{part.kind} ids", ids, *shape).view(batch, part.tokens)
             check_range(part.kind, ids, part.ids)
-        placed.append(ids.long() + part.offset)
+        placed.append(ids + part.offset)
     return torch.cat(placed, dim=1)
 
 
@@ -448,22 +448,3 @@ def _initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-def _check_room(positions: int, room: int) -> None:
-    if positions > room:
-        raise ValueError(f"{positions} positions, but there is room for {room}")
-
-
-def check_range(name: str, ids: Tensor, limit: int) -> None:
-    """Ids must be from 0 to below a limit; on a GPU a look at them would hold up each step.
-
-    Raises:
-        ValueError: With the name, the id and the limit.
-    """
-    if ids.device.type != "cpu" or not ids.numel():
-        return
-    low, high = (int(end) for end in ids.aminmax())
-    if low < 0 or high >= limit:
-        wrong = low if low < 0 else high
-        raise ValueError(f"{name} {wrong} is outside 0 to {limit - 1}")

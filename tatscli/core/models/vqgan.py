@@ -21,6 +21,7 @@ from tatscli.core.models.conv3d import (
     normalization,
 )
 from tatscli.core.models.recompute import recomputed
+from tatscli.core.models.shapes import as_ids, check_range, check_shape
 from tatscli.core.precision import strict_float32
 from tatscli.errors import DataError
 
@@ -38,6 +39,7 @@ _DECIDES_CODES = {
 
 FARTHEST = 0.75
 """How far from 0 values of frames may be: a reconstruction goes a bit beyond 0.5, [0, 1] more."""
+_OF_BYTES = "of bytes, video.float() / 255 - 0.5"
 
 
 class Reconstruction(NamedTuple):
@@ -201,7 +203,9 @@ class VQGAN(nn.Module):
 
         Raises:
             DataError: A side is not divisible by its downsampling.
+            ValueError: It is no video of this model's channels.
         """
+        check_shape("video", video, "B", self.config.image_channels, "T", "H", "W")
         try:
             self.config.grid(*video.shape[2:])
         except ValueError as error:
@@ -219,23 +223,44 @@ class VQGAN(nn.Module):
         In strict float32 also inside of a training in bf16 or TF32, which would change codes.
 
         Raises:
-            DataError: A side is not divisible by its downsampling, or values of frames are far
-                outside; on a GPU these are not looked at, which would hold up each step.
+            DataError: A side is not divisible by its downsampling, or values of frames are bytes,
+                or far outside; on a GPU these are not looked at, which would hold up each step.
+            ValueError: It is no video of this model's channels.
         """
+        self.check_video(video)
+        with strict_float32(video.device):
+            return self.codebook.nearest(self.latents(video.to(self.dtype)))
+
+    def check_video(self, video: Tensor) -> None:
+        """A video must be one that the model encodes; see ``encode``.
+
+        Raises:
+            DataError: Its values are bytes, or far outside.
+            ValueError: It is no video of this model's channels.
+        """
+        check_shape("video", video, "B", self.config.image_channels, "T", "H", "W")
+        if not video.is_floating_point():
+            raise DataError(
+                f"a video of {video.dtype}; its values must be floats in [-0.5, 0.5]", _OF_BYTES
+            )
         # The sound of published models has another range.
         if video.device.type == "cpu" and video.shape[1] == VIDEO_CHANNELS and video.numel():
             low, high = (end.item() for end in video.aminmax())
             if max(-low, high) > FARTHEST:
                 raise DataError(
                     f"frames with values from {low:g} to {high:g}; they must lie in [-0.5, 0.5]",
-                    "of bytes, video.float() / 255 - 0.5",
+                    _OF_BYTES,
                 )
-        with strict_float32(video.device):
-            return self.codebook.nearest(self.latents(video.to(self.dtype)))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Video (B, C, T, H, W) float32, around [-0.5, 0.5], not clamped, of codes (B, t, h, w)."""
+        """Video (B, C, T, H, W) float32, around [-0.5, 0.5], not clamped, of codes (B, t, h, w).
+
+        Raises:
+            ValueError: They are no codes of that shape.
+        """
+        codes = as_ids("codes", codes, "B", "t", "h", "w")
+        check_range("code", codes, self.config.codes)
         latents = self.codebook.lookup(codes).to(self.dtype)
         video: Tensor = self.decoder(self.post_vq_conv(latents))
         return video.float()

@@ -63,13 +63,14 @@ def encode_stream(vqgan: VQGAN, video: Tensor, piece: int = 0) -> Tensor:
         Codes (B, t, h, w) int64, those of the whole.
 
     Raises:
-        DataError: A side is not divisible by its downsampling.
+        DataError: A side is not divisible by its downsampling, or see ``VQGAN.check_video``.
     """
     config, frames = vqgan.config, video.shape[2]
     # The other paddings read frames that are farther away, in circles even the other end.
     local = not pools_over_time(config) and config.padding_type in ("replicate", "constant")
     if not local or frames % config.downsample[0] or (not piece and frames <= WHOLE_FRAMES):
         return vqgan.encode(video)
+    vqgan.check_video(video)
     with strict_float32(video.device):
         pieces = torch.split(video.to(vqgan.dtype), piece or PIECE_FRAMES, dim=2)
         latents = run_in_pieces([vqgan.encoder, vqgan.pre_vq_conv], pieces)

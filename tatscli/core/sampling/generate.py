@@ -17,8 +17,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tatscli.core.models.gpt import GPT, KVCache, check_range, drop_parts
+from tatscli.core.models.gpt import GPT, KVCache, drop_parts
 from tatscli.core.models.graphs import RecordedSteps
+from tatscli.core.models.shapes import check_range
 from tatscli.core.sampling.filters import TokenFilter, choose
 
 Progress = Callable[[int], None]

@@ -27,6 +27,26 @@ FINAL_RATE = 0.1
 """Part of the learning rate that is left at the last step of a decaying schedule."""
 
 
+def rate_part(optim: OptimConfig, last: int, count: int, offset: int = 0) -> float:
+    """The part of the learning rate that is used after so many steps.
+
+    Args:
+        optim: Warm-up and course.
+        last: Steps of the whole run.
+        count: Steps of the optimiser that are done.
+        offset: Step of the run at which the optimiser starts to count.
+    """
+    warmup, course = optim.lr_warmup, optim.lr_schedule
+    if count < warmup:
+        return (count + 1) / (warmup + 1)
+    done = min(1.0, (count + offset - warmup) / max(1, last - warmup))
+    if course == "constant":
+        return 1.0
+    if course == "linear":
+        return 1.0 - (1.0 - FINAL_RATE) * done
+    return FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
 class Stage(LightningModule):
     """Base of the two training modules: schedule, clipping, guard against numbers that are none.
 
@@ -57,20 +77,8 @@ class Stage(LightningModule):
             optimizer: Whose rate is scheduled.
             offset: Step of the run at which this optimiser starts to count.
         """
-        warmup, last = self._optim.lr_warmup, self._loop.max_steps
-        course = self._optim.lr_schedule
-
-        def factor(count: int) -> float:
-            if count < warmup:
-                return (count + 1) / (warmup + 1)
-            done = min(1.0, (count + offset - warmup) / max(1, last - warmup))
-            if course == "constant":
-                return 1.0
-            if course == "linear":
-                return 1.0 - (1.0 - FINAL_RATE) * done
-            return FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-
-        return LambdaLR(optimizer, factor)
+        last = self._loop.max_steps
+        return LambdaLR(optimizer, lambda count: rate_part(self._optim, last, count, offset))
 
     def on_train_start(self) -> None:
         """Let a changed learning rate take effect on a run that goes on, and an older run fuse."""

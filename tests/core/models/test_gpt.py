@@ -152,7 +152,7 @@ def test_cached_infilling_equals_the_training_forward(by_rule, of, known):
 def test_infilling_wants_whole_windows():
     model = GPT(INFILL)
     condition, tokens = sequence(INFILL)
-    with pytest.raises(ValueError, match="11 positions, infilling 12"):
+    with pytest.raises(ValueError, match=r"tokens of shape \(2, 11\), expected \(2, 12\)"):
         model(condition, tokens[:, :-1])
 
 
@@ -221,15 +221,34 @@ def test_ids_out_of_range_are_named():
 def test_too_many_positions_are_named():
     model = GPT(config())
     condition, tokens = sequence(model.config)
-    with pytest.raises(ValueError, match="19 positions, but there is room for 18"):
+    with pytest.raises(ValueError, match=r"tokens of shape \(2, 19\), expected \(2, 18\)"):
         model(condition, torch.cat([tokens, tokens[:, :1]], 1))
     with pytest.raises(ValueError, match="5 positions, but there is room for 4"):
         model.step(tokens[:, :5], new_cache(model, positions=4))
 
 
-def test_condition_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="condition has 2 tokens, the model 1"):
-        GPT(config())(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long))
+@pytest.mark.parametrize(
+    ("condition", "tokens", "says"),
+    [
+        ((1, 2), (1, 4), r"condition of shape \(1, 2\), expected \(B, 1\)"),
+        ((2,), (2, 4), r"condition of shape \(2,\), expected \(B, 1\)"),
+        ((2, 1), (3, 4), r"tokens of shape \(3, 4\), expected \(2, L\)"),
+        ((2, 1), (2, 2, 3, 3), r"tokens of shape \(2, 2, 3, 3\), expected \(2, 18\)"),
+        ((2, 1), (18,), r"tokens of shape \(18,\), expected \(2, 18\)"),
+    ],
+)
+def test_other_shapes_are_refused_with_both(condition, tokens, says):
+    with pytest.raises(ValueError, match=says):
+        GPT(config())(torch.zeros(condition, dtype=int), torch.zeros(tokens, dtype=int))
+
+
+def test_ids_are_whole_numbers_of_any_width(by_rule):
+    model = by_rule(GPT(LABELS))
+    condition, tokens = sequence(LABELS)
+    narrow = [ids.to(torch.uint16) for ids in (condition, tokens)]
+    assert torch.equal(model(*narrow), model(condition, tokens))
+    with pytest.raises(ValueError, match="tokens of torch.float32, expected whole numbers"):
+        model(condition, tokens.float())
 
 
 def test_condition_ids_of_each_layout():
@@ -243,9 +262,9 @@ def test_condition_ids_of_each_layout():
 def test_labels_must_fit_the_layout():
     with pytest.raises(ValueError, match="label 5 is outside 0 to 4"):
         condition_ids(ConditionLayout.labels(4), 1, torch.tensor([5]))
-    with pytest.raises(ValueError, match="exactly where"):
+    with pytest.raises(ValueError, match="label ids are missing, and the condition is label"):
         condition_ids(ConditionLayout.labels(4), 1, None)
-    with pytest.raises(ValueError, match="exactly where"):
+    with pytest.raises(ValueError, match="label ids are given, and the condition is none"):
         condition_ids(ConditionLayout.unconditional(), 1, torch.tensor([0]))
 
 
@@ -280,13 +299,19 @@ def test_parts_stand_one_after_the_other_in_ids_of_their_own():
         ({"labels": torch.tensor([-1, 0])}, "label -1 is outside 0 to 4"),
         ({"text": torch.tensor([[0, 0, 0], [0, 20, 0]])}, "text 20 is outside 0 to 19"),
         ({"sound": torch.tensor([[0, 7], [0, 0]])}, "sound 7 is outside 0 to 6"),
-        ({"sound": torch.tensor([[0, 0, 0]] * 2)}, r"sound .* shape \(2, 3\), expected \(2, 2\)"),
+        (
+            {"sound": torch.tensor([[0, 0, 0]] * 2)},
+            r"sound ids of shape \(2, 3\), expected \(2, 2\)",
+        ),
         ({"text": torch.tensor([[0, 0]] * 2)}, r"text .* shape \(2, 2\), expected \(2, 3\)"),
         ({"text": torch.tensor([[0, 0, 0]])}, r"text .* shape \(1, 3\), expected \(2, 3\)"),
-        ({"labels": torch.tensor([0])}, r"label .* shape \(1, 1\), expected \(2, 1\)"),
-        ({"sound": None}, "sound ids must be given exactly where"),
-        ({"text": None}, "text ids must be given exactly where"),
-        ({"labels": None}, "label ids must be given exactly where"),
+        ({"labels": torch.tensor([0])}, r"label ids of shape \(1,\), expected \(2,\)"),
+        ({"labels": torch.tensor(0)}, r"label ids of shape \(\), expected \(2,\)"),
+        ({"labels": torch.tensor([[0], [1]])}, r"label ids of shape \(2, 1\), expected \(2,\)"),
+        ({"labels": torch.tensor([0.0, 0.5])}, "label ids of torch.float32, expected whole"),
+        ({"sound": None}, "sound ids are missing, and the condition is label"),
+        ({"text": None}, "text ids are missing, and the condition is label"),
+        ({"labels": None}, "label ids are missing, and the condition is label"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(changes, says):

@@ -62,6 +62,25 @@ def test_frames_of_another_range_are_refused_with_theirs(scale):
     assert model.encode(1.2 * video / (2 * video.abs().max())).shape == (1, 2, 2, 2)
 
 
+def test_other_shapes_are_refused_with_both():
+    model = VQGAN(TINY).eval()
+    for shape in ((2, 4, 8, 8, 3), (3, 4, 8, 8), (2, 1, 4, 8, 8)):
+        for use in (model, model.encode):
+            with pytest.raises(ValueError, match=r"video of shape .* expected \(B, 3, T, H, W\)"):
+                use(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"codes of shape \(8,\), expected \(B, t, h, w\)"):
+        model.decode(torch.zeros(8, dtype=int))
+    with pytest.raises(ValueError, match="codes of torch.float32, expected whole numbers"):
+        model.decode(torch.zeros(1, 2, 2, 2))
+    with pytest.raises(ValueError, match="code 99 is outside 0 to "):
+        model.decode(torch.full((1, 2, 2, 2), 99))
+
+
+def test_bytes_are_refused_as_such():
+    with pytest.raises(DataError, match="a video of torch.uint8; its values must be floats in"):
+        VQGAN(TINY).eval().encode(torch.zeros(1, 3, 4, 8, 8, dtype=torch.uint8))
+
+
 def test_reconstruction_is_the_decoding_of_its_codes(by_rule):
     model = by_rule(VQGAN(TINY))
     video = clip(4, 16)

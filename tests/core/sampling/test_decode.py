@@ -149,6 +149,11 @@ def test_frames_that_do_not_divide_are_an_error_also_in_pieces(frames: int) -> N
         encode_stream(model, torch.zeros(1, 3, frames, 2, 2), piece=4)
 
 
+def test_bytes_are_an_error_also_in_pieces() -> None:
+    with pytest.raises(DataError, match="a video of torch.uint8"):
+        encode_stream(vqgan((2, 2, 2)), torch.zeros(1, 3, 60, 2, 2, dtype=torch.uint8), piece=4)
+
+
 DECODE = """
 import json, resource, sys
 from pathlib import Path
