@@ -172,6 +172,12 @@ def open_data(
     return open_videos(data.data, clip, reporter, wanted, strict=data.strict, max_bad=data.max_bad)
 
 
+def told_untrained(index: VideoIndex, dataset: Path) -> str:
+    """Which classes only validation videos have; empty where there are none."""
+    names = ", ".join(index.untrained)
+    return names and f"no training video of {dataset} is of class {names}"
+
+
 def _no_video(dataset: Path, split: Split, unreadable: int) -> DataError:
     """The error for a dataset with nothing in a split."""
     missing = f"{dataset}: no {'training' if split == 'train' else 'validation'} video"
@@ -325,6 +331,7 @@ class CheckResult:
         captioned: Usable videos with a caption.
         with_sound: Usable videos with sound, of their own or beside them.
         classes: Names of the classes.
+        untrained_classes: Names of those that only validation videos have.
         frames: Frames decoded.
         hours: Playing time of the usable videos.
         sizes: Videos of each size as displayed.
@@ -343,6 +350,7 @@ class CheckResult:
     captioned: int
     with_sound: int
     classes: list[str]
+    untrained_classes: list[str]
     frames: int
     hours: float
     sizes: dict[str, int]
@@ -357,7 +365,8 @@ class CheckResult:
     @property
     def sound(self) -> bool:
         """Whether nothing is wrong."""
-        return not (self.unreadable or self.too_short or self.double or self.in_both_splits)
+        wrong = (self.unreadable, self.too_short, self.double, self.in_both_splits)
+        return not (any(wrong) or self.untrained_classes)
 
 
 def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = None) -> CheckResult:
@@ -416,6 +425,7 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         captioned=sum(bool(entry.captions) for entry in usable),
         with_sound=sum(entry.has_sound for entry in usable),
         classes=list(index.classes),
+        untrained_classes=list(index.untrained),
         frames=sum(len(entry.info.times) for entry in once),
         hours=sum(seconds.values()) / 3600,
         sizes=_counts(f"{entry.info.width}x{entry.info.height}" for entry in once),
@@ -427,8 +437,9 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         double=double,
         in_both_splits=in_both,
     )
+    untrained = told_untrained(index, folder)
     if config.strict and not result.sound:
-        wrong = [*unreadable, *too_short, *double, *in_both]
+        wrong = [*unreadable, *too_short, *double, *in_both, *filter(None, [untrained])]
         raise DataError(f"{folder}: {len(wrong)} problems; the first: {wrong[0]}")
     if result.sound:
         reporter.note("nothing is wrong")
@@ -437,6 +448,8 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
             f"{len(unreadable)} of {len(index.problems) + len(files)} videos of {folder} cannot be "
             "read; training leaves them out, and with --strict refuses them"
         )
+    if untrained:
+        reporter.warn(f"{untrained}; tats gpt train --condition label refuses that")
     return result
 
 

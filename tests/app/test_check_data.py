@@ -72,6 +72,19 @@ def test_everything_wrong_is_named(mixed: Path) -> None:
         check_data(mixed, CheckConfig(sequence_length=4, strict=True))
 
 
+def test_a_class_that_only_validation_videos_have_is_named(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "d")
+    (tmp_path / "d" / "test" / "square").rename(tmp_path / "d" / "test" / "zebra")
+    reporter = Warned()
+    found = check_data(tmp_path / "d", CheckConfig(sequence_length=4), reporter)
+    assert (found.classes, found.untrained_classes) == (["circle", "square"], ["zebra"])
+    [said] = reporter.said
+    assert f"no training video of {tmp_path / 'd'} is of class zebra" in said
+    assert not found.sound
+    with pytest.raises(DataError, match="1 problems; the first: no training video .* zebra"):
+        check_data(tmp_path / "d", CheckConfig(sequence_length=4, strict=True))
+
+
 def test_clips_longer_than_every_video_are_said_to_be(data: Path) -> None:
     result = check_data(data, CheckConfig(sequence_length=100))
     assert result.training_clips == 0

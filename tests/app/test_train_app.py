@@ -381,6 +381,30 @@ def test_videos_need_a_vqgan_and_labels_need_classes(
         train_gpt(config)
 
 
+def test_a_class_that_is_not_trained_on_matters_to_labels_alone(
+    data: Path, vqgan_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "d"
+    shutil.copytree(data, folder)
+    (folder / "test" / "square").rename(folder / "test" / "zebra")
+    for condition in ("label", "label+text"):
+        config = gpt_config(folder, tmp_path / "g", vqgan_run, model={"condition": condition})
+        with pytest.raises(ConfigError) as caught:
+            train_gpt(config)
+        told = f"--condition {condition}, but no training video of {folder} is of class zebra"
+        assert caught.value.message == told
+    job = train_vqgan(vqgan_config(folder, tmp_path / "v", train={"max_steps": 1}))
+    assert job.status == "finished"
+    notes = Notes()
+    encoded = encode(encode_config(folder, tmp_path / "t", vqgan_run), notes).folder
+    assert notes.warnings == [
+        f"no training video of {folder} is of class zebra; clips of it are encoded without a class"
+    ]
+    without = gpt_config(encoded, tmp_path / "g", model={"condition": "label"})
+    gpt_material(without, None, notes)
+    assert "3 of 18 entries have no class and are learnt without" in notes.notes
+
+
 def test_a_gpt_on_videos_records_the_clips_it_was_trained_on(
     data: Path, vqgan_run: Path, tmp_path: Path
 ) -> None:

@@ -99,10 +99,14 @@ def test_val_goes_before_test(tmp_path: Path, video: bytes) -> None:
     assert [entry.path for entry in build_index(root).split("val")] == ["val/0.mp4"]
 
 
-def test_an_unseen_validation_class_is_an_error_that_names_it(tmp_path: Path, video: bytes) -> None:
-    root = fill(tmp_path / "d", ["train/a/0.mp4", "test/zebra/0.mp4"], video)
-    with pytest.raises(DataError, match="zebra"):
-        build_index(root)
+def test_a_class_that_is_not_trained_on_has_a_name_and_no_id(tmp_path: Path, video: bytes) -> None:
+    root = fill(tmp_path / "d", ["train/z/0.mp4", "test/ape/0.mp4", "test/z/1.mp4"], video)
+    index = build_index(root)
+    assert (index.classes, index.untrained) == (("z",), ("ape",))
+    assert [(e.path, e.label) for e in index.split("val")] == [
+        ("test/ape/0.mp4", -1),
+        ("test/z/1.mp4", 0),
+    ]
 
 
 def test_folders_of_frames_are_videos_beside_video_files(tmp_path: Path, video: bytes) -> None:
@@ -386,13 +390,13 @@ def test_rows_for_testing_are_set_aside_where_others_validate(
     assert "the 1 rows of test are left out" in caplog.text
 
 
-def test_an_unseen_class_of_a_manifest_is_an_error_that_names_it(
+def test_a_class_of_a_manifest_that_is_not_trained_on_has_no_id(
     tmp_path: Path, video: bytes
 ) -> None:
     root = fill(tmp_path / "d", ["a.mp4", "b.mp4"], video)
-    text = "path,split,label\na.mp4,train,ape\nb.mp4,val,zebra\n"
-    with pytest.raises(DataError, match=r"m\.csv: classes .*: zebra; the training split has ape"):
-        build_index(manifest(root, text))
+    index = build_index(manifest(root, "path,split,label\na.mp4,train,ape\nb.mp4,val,zebra\n"))
+    assert (index.classes, index.untrained) == (("ape",), ("zebra",))
+    assert [entry.label for entry in index.entries] == [0, -1]
 
 
 def test_captions_and_sound_lie_beside_their_videos(tmp_path: Path, video: bytes) -> None:
