@@ -140,7 +140,8 @@ def open_encoding(config: EncodeConfig, reporter: Reporter) -> Encoding:
     sound = read_sound_vqgan(config.encode.sound_vqgan) if config.encode.sound_vqgan else None
     needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
-    videos = open_data(config.data, clip, reporter, wanted)
+    used = [found.model.config for found in (vqgan, sound) if found]
+    videos = open_data(config.data, clip, reporter, wanted, *used)
     if untrained := told_untrained(videos.index, videos.dataset):
         reporter.warn(f"{untrained}; clips of it are encoded without a class")
     stride = config.encode.stride or clip.sequence_length

@@ -250,7 +250,7 @@ def vqgan_job(
     data = config.data
     is_sound = data.input == "sound"
     wanted = Wanted(input=data.input, needs_sound=data.missing_sound == "skip")
-    videos = open_data(data, data, reporter, wanted)
+    videos = open_data(data, data, reporter, wanted, config.model)
     if is_sound:
         must_be_heard(videos, "--input sound")
     clips = video_clips(videos, config, reporter)

@@ -154,7 +154,8 @@ def _videos(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
         sound = _sound_vqgan(config, start)
     needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
-    videos = open_data(config.data, clip, reporter, wanted)
+    used = [found.model.config for found in (vqgan, sound) if found]
+    videos = open_data(config.data, clip, reporter, wanted, *used)
     untrained = told_untrained(videos.index, videos.dataset)
     if untrained and "label" in config.model.conditions:
         raise ConfigError(

@@ -112,7 +112,7 @@ def test_validation_videos_that_are_too_short_are_named_with_a_length_for_both(
         open_videos(tmp_path, clip, Silent())
     assert "no val video is long enough for a clip of 12 frames" in caught.value.message
     assert "the first, val/0.mp4, has 7 frames, the longest 9" in caught.value.message
-    assert "--sequence-length 8 or less fits both splits" in caught.value.hint
+    assert "--sequence-length 8 is the longest that fits both splits" in caught.value.hint
     assert "--frame-rate" not in caught.value.hint
     slowed = clip.model_copy(update={"frame_rate": 4.0})
     with pytest.raises(DataError) as caught:
@@ -197,7 +197,7 @@ def test_of_a_single_video_the_last_tenth_is_held_out_and_that_is_said(tmp_path:
     write_video(tmp_path / "d" / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 8)
     error = clips_of(tmp_path / "d")
     assert "frames 18 to 19 of a.mp4, has 2 frames" in error.message
-    assert "--sequence-length 2 or less" in error.hint
+    assert "--sequence-length 2 is the longest" in error.hint
     assert "the last tenth of the only video is held out" in error.hint
     found = check_data(tmp_path / "d", CheckConfig())
     with pytest.raises(DataError, match="no validation video is long enough") as caught:
