@@ -497,10 +497,12 @@ def require_clips(found: CheckResult, config: CheckConfig) -> None:
             raise _no_video(found.folder, split, len(found.unreadable))
     if (fits := found.longest_clip_in_both_splits) < config.sequence_length:
         divided = counts[0] if {*counts, sum(found.sizes.values())} == {counts[0]} else 0
+        rate = config.frame_rate
+        slowed = rate if any(float(own) > rate > 0 for own in found.rates) else 0.0
         raise DataError(
             f"{found.folder}: no {'validation' if found.training_clips else 'training'} video is "
             f"long enough for a clip of {config.sequence_length} frames",
-            _longer(fits, divided),
+            _longer(fits, divided, slowed=slowed),
         )
 
 

@@ -203,6 +203,11 @@ def test_of_a_single_video_the_last_tenth_is_held_out_and_that_is_said(tmp_path:
     with pytest.raises(DataError, match="no validation video is long enough") as caught:
         require_clips(found, CheckConfig())
     assert caught.value.hint == error.hint
+    slow = CheckConfig(sequence_length=4, frame_rate=4)
+    with pytest.raises(DataError, match="long enough for a clip of 4 frames") as caught:
+        require_clips(check_data(tmp_path / "d", slow), slow)
+    assert "--frame-rate 0 takes every frame, not 4 a second" in caught.value.hint
+    assert caught.value.hint == clips_of(tmp_path / "d", frames=4, rate=4).hint
 
 
 def test_a_folder_of_images_is_a_video_of_an_assumed_rate_and_that_is_said(tmp_path: Path) -> None:
