@@ -529,10 +529,10 @@ def _load(root: Path, found: Sequence[_Found]) -> list[VideoInfo | str] | None:
             rows = json.loads(stored["rows"].item())
             times = np.split(stored["times"], np.cumsum(stored["frames"])[:-1])
             keys = np.split(stored["keys"], np.cumsum(stored["key_frames"])[:-1])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("the cached index %s is damaged and made anew: %s", path, error)
+        logger.info("the cached index %s is damaged and made anew: %s", path, error)
         return None
     return [
         row if isinstance(row, str) else VideoInfo(times[n], keys[n], **row)
@@ -560,7 +560,9 @@ def _save(root: Path, found: Sequence[_Found], infos: Sequence[VideoInfo | str])
                 key_frames=np.array([len(part) for part in keys]),
             )
     except DataError as error:
-        logger.warning("the index is made anew each time: %s", error)
+        logger.warning(
+            "the index is made anew each time: %s; TATS_CACHE names another folder for it", error
+        )
 
 
 def _assign(root: Path, entries: list[VideoEntry]) -> _Labelled:

@@ -191,21 +191,24 @@ def test_the_index_is_cached_outside_of_the_dataset_until_a_file_changes(
     assert not [path for path in cache.rglob("*") if path.suffix == ".part"]
 
 
-def test_a_damaged_or_unwritable_cache_is_only_a_warning(
+def test_a_damaged_cache_is_only_told_and_an_unwritable_one_warned_of(
     tmp_path: Path, video: bytes, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = fill(tmp_path / "d", ["a.mp4", "b.mp4"], video)
     build_index(root)
     (stored,) = (cache / "index").iterdir()
     stored.write_bytes(stored.read_bytes()[:-40])
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         assert len(build_index(root).entries) == 2
         assert "damaged" in caplog.text
         stored.unlink()
         (cache / "index").rmdir()
         (cache / "index").touch()
         assert len(build_index(root).entries) == 2
-    assert "cannot be written" in caplog.text
+    told = [(record.levelno, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in told] == [logging.INFO, logging.WARNING]
+    assert "cannot be written" in told[1][1]
+    assert "TATS_CACHE names another folder" in told[1][1]
 
 
 def test_links_that_lead_back_up_do_not_loop(tmp_path: Path, video: bytes) -> None:
