@@ -485,8 +485,9 @@ def test_sound_beside_a_video_is_looked_at_when_it_is_heard(tmp_path: Path, vide
 
 
 def test_a_file_that_is_no_dataset_gets_a_list_of_what_is(tmp_path: Path, video: bytes) -> None:
-    with pytest.raises(DataError, match="a file, not a folder") as caught:
+    with pytest.raises(DataError, match="a single file, not a folder") as caught:
         build_index(fill(tmp_path, ["a.mp4"], video) / "a.mp4")
+    assert caught.value.hint.startswith(f"its folder is {tmp_path}; give a folder of videos")
     assert ".jsonl" in caught.value.hint
     assert ".hdf5" in caught.value.hint
     with pytest.raises(DataError, match=r"m\.tsv: no such file"):
