@@ -223,6 +223,13 @@ def test_a_folder_of_images_is_a_video_of_an_assumed_rate_and_that_is_said(tmp_p
         assert "--frame-rate" not in error.hint
 
 
+def test_a_video_too_short_to_be_divided_has_no_frame_in_one_of_its_splits(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", 4)
+    found = check_data(tmp_path / "pictures", CheckConfig(sequence_length=8))
+    assert "the first, pictures, has 4 frames, none of them in this split" in found.too_short[1]
+    assert "frames 4 to 3" not in found.too_short[1]
+
+
 def test_no_length_fits_where_nothing_is_left_to_train_on(tmp_path: Path) -> None:
     for name in "ab":
         images(tmp_path / name, 20)
