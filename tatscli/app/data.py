@@ -15,6 +15,7 @@ from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.check import CheckConfig
 from tatscli.config.data import ClipConfig, DataConfig, GPTDataConfig
 from tatscli.config.synth import SynthConfig
+from tatscli.config.vqgan import VQGANConfig
 from tatscli.config.words import counted
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import (
@@ -55,6 +56,7 @@ class VideoClips:
         wanted: What is read of them.
         max_bad: Largest part of the videos that may be unreadable.
         dataset: The folder, manifest or file that was given.
+        factor: Frames of a clip that become one latent frame.
     """
 
     index: VideoIndex
@@ -62,6 +64,7 @@ class VideoClips:
     wanted: Wanted
     max_bad: float
     dataset: Path
+    factor: int = 1
 
     @cached_property
     def train(self) -> ClipSource:
@@ -119,7 +122,7 @@ class VideoClips:
             return ClipSource(entries, self.index.root, self.clip, self.wanted)
         except DataError as error:
             said = error.message.removeprefix(f"{self.index.root}: ")
-            hint = error.hint or length_hint(self.index.entries, self.clip)
+            hint = error.hint or length_hint(self.index.entries, self.clip, self.factor)
             raise DataError(f"{self.dataset}: {said}", hint) from None
 
 
@@ -131,6 +134,7 @@ def open_videos(
     *,
     strict: bool = False,
     max_bad: float = 1.0,
+    factor: int = 1,
 ) -> VideoClips:
     """Index a dataset, naming what is left out.
 
@@ -141,6 +145,7 @@ def open_videos(
         wanted: What is read of the clips.
         strict: Whether anything left out is an error.
         max_bad: Largest part of the videos that may be unreadable.
+        factor: Frames of a clip that become one latent frame.
 
     Raises:
         DataError: Nothing usable is left, too much is unreadable, or ``strict`` and anything would
@@ -155,7 +160,7 @@ def open_videos(
     with reporter.task("indexing", "videos") as task:
         index = build_index(root, strict=strict, progress=lambda n, of: task.update(n, of))
     _warn_of_outputs(index, root, reporter)
-    clips = VideoClips(index, clip, wanted, max_bad, root)
+    clips = VideoClips(index, clip, wanted, max_bad, root, factor)
     clips.bad.check()
     if clips.problems and strict:
         first = clips.problems[0]
@@ -166,10 +171,36 @@ def open_videos(
 
 
 def open_data(
-    data: DataConfig | GPTDataConfig, clip: ClipConfig, reporter: Reporter, wanted: Wanted
+    data: DataConfig | GPTDataConfig,
+    clip: ClipConfig,
+    reporter: Reporter,
+    wanted: Wanted,
+    *vqgans: VQGANConfig,
 ) -> VideoClips:
-    """``open_videos`` of the dataset, and with the tolerance, that the settings name."""
-    return open_videos(data.data, clip, reporter, wanted, strict=data.strict, max_bad=data.max_bad)
+    """``open_videos`` of the dataset, and with the tolerance, that the settings name.
+
+    Args:
+        data: The settings.
+        clip: How clips are cut.
+        reporter: Told about progress and about what is left out.
+        wanted: What is read of the clips.
+        vqgans: What encodes the clips and their sound.
+    """
+    return open_videos(
+        data.data,
+        clip,
+        reporter,
+        wanted,
+        strict=data.strict,
+        max_bad=data.max_bad,
+        factor=max(vqgan.downsample[0] for vqgan in vqgans),  # powers of two
+    )
+
+
+def told_untrained(index: VideoIndex, dataset: Path) -> str:
+    """Which classes only validation videos have; empty where there are none."""
+    names = ", ".join(index.untrained)
+    return names and f"no training video of {dataset} is of class {names}"
 
 
 def _no_video(dataset: Path, split: Split, unreadable: int) -> DataError:
@@ -210,23 +241,30 @@ def _note_silent(clips: VideoClips, reporter: Reporter) -> None:
         )
 
 
-def longest_clip(entries: Iterable[VideoEntry], clip: ClipConfig) -> int:
-    """Frames that clips can span in both splits; 0 where one has no video."""
+def longest_clip(entries: Iterable[VideoEntry], clip: ClipConfig, factor: int = 1) -> int:
+    """Frames that clips can span in both splits; 0 where one has no video.
+
+    Args:
+        entries: The videos.
+        clip: How clips are cut.
+        factor: Frames of a clip that become one latent frame.
+    """
     lengths: dict[str, int] = dict.fromkeys(SPLITS, 0)
     for entry in entries:
         own = grid_length(entry, clip.frame_rate)
         lengths[entry.split] = max(lengths[entry.split], own)
     fits = min(lengths.values())
-    return fits - fits % clip.sample_every_n_frames
+    return fits - fits % (clip.sample_every_n_frames * factor)
 
 
-def length_hint(entries: Sequence[VideoEntry], clip: ClipConfig) -> str:
+def length_hint(entries: Sequence[VideoEntry], clip: ClipConfig, factor: int) -> str:
     """What helps where all videos of a split are too short for a clip."""
     trained, held = ({e.path for e in entries if e.split == split} for split in SPLITS)
     images = 0 < clip.frame_rate < FOLDER_RATE and any(e.kind == "frames" for e in entries)
     divided = len(held) if trained == held else 0
     slowed = clip.frame_rate if any(e.info.rate > clip.frame_rate > 0 for e in entries) else 0.0
-    return _longer(longest_clip(entries, clip), divided, of_images=images, slowed=slowed)
+    fits = longest_clip(entries, clip, factor)
+    return _longer(fits, divided, of_images=images, slowed=slowed)
 
 
 def _longer(fits: int, divided: int, *, of_images: bool = False, slowed: float = 0.0) -> str:
@@ -240,7 +278,7 @@ def _longer(fits: int, divided: int, *, of_images: bool = False, slowed: float =
     """
     ways = []
     if fits > 1:
-        ways.append(f"--sequence-length {fits} or less fits both splits")
+        ways.append(f"--sequence-length {fits} is the longest that fits both splits")
     if of_images:
         ways.append(
             f"--frame-rate {FOLDER_RATE:g} takes every image (a folder of images is one video, "
@@ -325,6 +363,7 @@ class CheckResult:
         captioned: Usable videos with a caption.
         with_sound: Usable videos with sound, of their own or beside them.
         classes: Names of the classes.
+        untrained_classes: Names of those that only validation videos have.
         frames: Frames decoded.
         hours: Playing time of the usable videos.
         sizes: Videos of each size as displayed.
@@ -343,6 +382,7 @@ class CheckResult:
     captioned: int
     with_sound: int
     classes: list[str]
+    untrained_classes: list[str]
     frames: int
     hours: float
     sizes: dict[str, int]
@@ -357,7 +397,8 @@ class CheckResult:
     @property
     def sound(self) -> bool:
         """Whether nothing is wrong."""
-        return not (self.unreadable or self.too_short or self.double or self.in_both_splits)
+        wrong = (self.unreadable, self.too_short, self.double, self.in_both_splits)
+        return not (any(wrong) or self.untrained_classes)
 
 
 def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = None) -> CheckResult:
@@ -416,6 +457,7 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         captioned=sum(bool(entry.captions) for entry in usable),
         with_sound=sum(entry.has_sound for entry in usable),
         classes=list(index.classes),
+        untrained_classes=list(index.untrained),
         frames=sum(len(entry.info.times) for entry in once),
         hours=sum(seconds.values()) / 3600,
         sizes=_counts(f"{entry.info.width}x{entry.info.height}" for entry in once),
@@ -427,8 +469,9 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         double=double,
         in_both_splits=in_both,
     )
+    untrained = told_untrained(index, folder)
     if config.strict and not result.sound:
-        wrong = [*unreadable, *too_short, *double, *in_both]
+        wrong = [*unreadable, *too_short, *double, *in_both, *filter(None, [untrained])]
         raise DataError(f"{folder}: {len(wrong)} problems; the first: {wrong[0]}")
     if result.sound:
         reporter.note("nothing is wrong")
@@ -437,6 +480,8 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
             f"{len(unreadable)} of {len(index.problems) + len(files)} videos of {folder} cannot be "
             "read; training leaves them out, and with --strict refuses them"
         )
+    if untrained:
+        reporter.warn(f"{untrained}; tats gpt train --condition label refuses that")
     return result
 
 
@@ -452,10 +497,12 @@ def require_clips(found: CheckResult, config: CheckConfig) -> None:
             raise _no_video(found.folder, split, len(found.unreadable))
     if (fits := found.longest_clip_in_both_splits) < config.sequence_length:
         divided = counts[0] if {*counts, sum(found.sizes.values())} == {counts[0]} else 0
+        rate = config.frame_rate
+        slowed = rate if any(float(own) > rate > 0 for own in found.rates) else 0.0
         raise DataError(
             f"{found.folder}: no {'validation' if found.training_clips else 'training'} video is "
             f"long enough for a clip of {config.sequence_length} frames",
-            _longer(fits, divided),
+            _longer(fits, divided, slowed=slowed),
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tatscli.app.ahead import check_decoding, check_encoding
-from tatscli.app.data import SPLITS, Split, VideoClips, open_data, problem_of
+from tatscli.app.data import SPLITS, Split, VideoClips, open_data, problem_of, told_untrained
 from tatscli.app.devices import choose_device, devices_notes, place
 from tatscli.app.fitting import (
     clips_for,
@@ -140,7 +140,10 @@ def open_encoding(config: EncodeConfig, reporter: Reporter) -> Encoding:
     sound = read_sound_vqgan(config.encode.sound_vqgan) if config.encode.sound_vqgan else None
     needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
-    videos = open_data(config.data, clip, reporter, wanted)
+    used = [found.model.config for found in (vqgan, sound) if found]
+    videos = open_data(config.data, clip, reporter, wanted, *used)
+    if untrained := told_untrained(videos.index, videos.dataset):
+        reporter.warn(f"{untrained}; clips of it are encoded without a class")
     stride = config.encode.stride or clip.sequence_length
     clips = {split: videos.every(split, stride) for split in SPLITS}
     heard = None

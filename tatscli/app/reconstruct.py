@@ -206,7 +206,7 @@ def evaluate_vqgan(
             input="sound" if trained.is_of_sound else "video",
             needs_sound=config.data.missing_sound == "skip",
         )
-        videos = open_data(config.data, clip, reporter, wanted)
+        videos = open_data(config.data, clip, reporter, wanted, trained.model.config)
         scored = _score(trained, videos, grid, judges, config, reporter)
     found, source = None, ""
     if config.eval.time:

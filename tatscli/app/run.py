@@ -246,6 +246,7 @@ class RunFolder:
         record = {
             "status": "running",
             "command": sys.argv,
+            "folder": str(Path.cwd()),
             "tats": __version__,
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},

@@ -46,6 +46,7 @@ from tatscli.core.data.clips import Clip, Wanted
 from tatscli.core.data.tokens import TokenClip
 from tatscli.core.models.perceptual import LPIPS
 from tatscli.core.original import INPUT_RANGE
+from tatscli.core.paths import remote_url
 from tatscli.core.sampling.filters import TokenFilter
 from tatscli.core.sampling.generate import (
     Chances,
@@ -164,6 +165,7 @@ def _train(
         source, step = run.newest(reporter)
         if step >= config.train.max_steps:
             return _finished_already(run, step, reporter)
+        _require_data_again(config, run)
     placement = place_training(config.compute)
     config = settle_rate(config, placement.world, reporter)
     for text in placement_notes(config.compute, placement):
@@ -250,7 +252,7 @@ def vqgan_job(
     data = config.data
     is_sound = data.input == "sound"
     wanted = Wanted(input=data.input, needs_sound=data.missing_sound == "skip")
-    videos = open_data(data, data, reporter, wanted)
+    videos = open_data(data, data, reporter, wanted, config.model)
     if is_sound:
         must_be_heard(videos, "--input sound")
     clips = video_clips(videos, config, reporter)
@@ -396,6 +398,20 @@ def _requeue(reporter: Reporter) -> None:
         reporter.warn(f"scontrol requeue {job} failed: {error}")
     else:
         reporter.note(f"SLURM starts job {job} again")
+
+
+def _require_data_again(config: TrainConfig, run: RunFolder) -> None:
+    """A path that a run was given once may lead nowhere now, or from another folder."""
+    data = config.data.data
+    stored = read_layer(run.config).values["data"]["data"]
+    if str(data) != stored or remote_url(data) or data.expanduser().exists():
+        return
+    message = f"{data}: no such file or folder; it is what {run.path} is trained on"
+    hint, started = "bring it back", run.record.get("folder")
+    if started != str(Path.cwd()) and not data.expanduser().is_absolute():
+        message += f", as seen from {started or 'the folder in which that was started'}"
+        hint = "continue from there"
+    raise DataError(message, f"{hint}, or add --data with its path from here")
 
 
 def _check_content(config: StageConfig, run: RunFolder, content: Content) -> None:

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Subset
 
-from tatscli.app.data import SPLITS, VideoClips, decodable, name_problems, open_data, spread
+from tatscli.app.data import (
+    SPLITS,
+    VideoClips,
+    decodable,
+    name_problems,
+    open_data,
+    spread,
+    told_untrained,
+)
 from tatscli.app.encode import check_fingerprint
 from tatscli.app.fitting import (
     check_sound_vqgan,
@@ -146,7 +154,15 @@ def _videos(config: GPTTrainConfig, start: GPTStart | None, reporter: Reporter) 
         sound = _sound_vqgan(config, start)
     needs_sound = config.data.missing_sound == "skip"
     wanted = Wanted(sound=sound is not None, needs_sound=needs_sound)
-    videos = open_data(config.data, clip, reporter, wanted)
+    used = [found.model.config for found in (vqgan, sound) if found]
+    videos = open_data(config.data, clip, reporter, wanted, *used)
+    untrained = told_untrained(videos.index, videos.dataset)
+    if untrained and "label" in config.model.conditions:
+        raise ConfigError(
+            f"--condition {config.model.condition}, but {untrained}",
+            "add some to the training split, take this class out of the validation split, or use "
+            "another --condition",
+        )
     if sound:
         must_be_heard(videos, f"--condition {config.model.condition}")
         note_other_rate(sound, videos.rate, reporter)

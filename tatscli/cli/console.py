@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 
 _quiet = False
+# That of the display under way, which only it can print above.
+_screen: Console | None = None
 
 
 def be_quiet(wanted: bool) -> None:
@@ -41,23 +44,51 @@ def _err(*, quiet: bool = False) -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet or is_helper())
 
 
-def note(text: str, screen: Console | None = None) -> None:
+def note(text: str) -> None:
     """One line that is not a result."""
-    (screen or _err(quiet=_quiet)).print(f"[dim]note:[/dim] {escape(text)}")
+    (_screen or _err(quiet=_quiet)).print(f"[dim]note:[/dim] {escape(text)}")
 
 
-def warn(text: str, screen: Console | None = None) -> None:
+def warn(text: str) -> None:
     """One line that the user should act on."""
+    # What is quiet about a task keeps no warning back.
+    screen = None if _quiet else _screen
     (screen or _err()).print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+
+class _Told(logging.Handler):
+    """Shows what is logged as notes and warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            note(record.getMessage())
+        elif is_helper():  # a bad video is named once, by the process that finds it
+            _of_any_process("[yellow]warning", record.getMessage())
+        else:
+            warn(record.getMessage())
+
+
+def tell_logged() -> None:
+    """Show what ``core``, which knows no reporter, logs."""
+    logger = logging.getLogger("tatscli")
+    if not any(isinstance(handler, _Told) for handler in logger.handlers):
+        logger.addHandler(_Told())
+        logger.setLevel(logging.INFO)
 
 
 def error(message: str, hint: str = "") -> None:
     """What went wrong, and what mends it; of a further process of a run, too."""
-    screen = Console(stderr=True, soft_wrap=True, highlight=False)
-    where = f" in process {rank()}" if is_helper() else ""
-    screen.print(f"[bold red]error{where}:[/bold red] {escape(message)}")
+    screen = _of_any_process("[bold red]error", message)
     if hint:
         screen.print(f"[cyan]hint:[/cyan] {escape(hint)}")
+
+
+def _of_any_process(kind: str, said: str) -> Console:
+    """One line, of a further process of a run with its number."""
+    screen = Console(stderr=True, soft_wrap=True, highlight=False)
+    where = f" in process {rank()}" if is_helper() else ""
+    screen.print(f"{kind}{where}:[/] {escape(said)}")
+    return screen
 
 
 def text(content: str) -> None:
@@ -220,27 +251,23 @@ def _human(value: Any) -> str:
 class Terminal:
     """The reporter of the command line."""
 
-    def __init__(self) -> None:
-        # That of the display under way, which only it can print above.
-        self._screen: Console | None = None
-
     def note(self, text: str) -> None:
         """Say one line that is not a result."""
-        note(text, self._screen)
+        note(text)
 
     def warn(self, text: str) -> None:
         """Say one line that the user should act on."""
-        # What is quiet about a task keeps no warning back.
-        warn(text, None if _quiet else self._screen)
+        warn(text)
 
     @contextmanager
     def task(self, what: str, unit: str, total: int | None = None) -> Iterator[Task]:
         """Show a piece of work while it lasts."""
         from tatscli.cli.progress import show  # its Rich parts are slow to import
 
-        around, self._screen = self._screen, _err(quiet=_quiet)
+        global _screen
+        around, _screen = _screen, _err(quiet=_quiet)
         try:
-            with show(self._screen, what, unit, total) as task:
+            with show(_screen, what, unit, total) as task:
                 yield task
         finally:
-            self._screen = around
+            _screen = around

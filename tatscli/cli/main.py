@@ -49,6 +49,7 @@ def _root(
     from tatscli.cli import console
 
     console.be_quiet(quiet)
+    console.tell_logged()
 
 
 def main() -> None:

@@ -43,7 +43,10 @@ def require_dataset(path: Path) -> None:
     if not place.exists():
         raise DataError(f"{path}: no such {'file' if is_named_so else 'folder'}", SOURCES)
     if not (place.is_dir() or (is_named_so and place.is_file())):
-        raise DataError(f"{path}: a file, not a folder", SOURCES)
+        raise DataError(
+            f"{path}: a single file, not a folder",
+            f"its folder is {path.parent}; {SOURCES}",
+        )
 
 
 def model_name(path: Path) -> str:

@@ -72,6 +72,19 @@ def test_everything_wrong_is_named(mixed: Path) -> None:
         check_data(mixed, CheckConfig(sequence_length=4, strict=True))
 
 
+def test_a_class_that_only_validation_videos_have_is_named(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "d")
+    (tmp_path / "d" / "test" / "square").rename(tmp_path / "d" / "test" / "zebra")
+    reporter = Warned()
+    found = check_data(tmp_path / "d", CheckConfig(sequence_length=4), reporter)
+    assert (found.classes, found.untrained_classes) == (["circle", "square"], ["zebra"])
+    [said] = reporter.said
+    assert f"no training video of {tmp_path / 'd'} is of class zebra" in said
+    assert not found.sound
+    with pytest.raises(DataError, match="1 problems; the first: no training video .* zebra"):
+        check_data(tmp_path / "d", CheckConfig(sequence_length=4, strict=True))
+
+
 def test_clips_longer_than_every_video_are_said_to_be(data: Path) -> None:
     result = check_data(data, CheckConfig(sequence_length=100))
     assert result.training_clips == 0
@@ -99,7 +112,7 @@ def test_validation_videos_that_are_too_short_are_named_with_a_length_for_both(
         open_videos(tmp_path, clip, Silent())
     assert "no val video is long enough for a clip of 12 frames" in caught.value.message
     assert "the first, val/0.mp4, has 7 frames, the longest 9" in caught.value.message
-    assert "--sequence-length 8 or less fits both splits" in caught.value.hint
+    assert "--sequence-length 8 is the longest that fits both splits" in caught.value.hint
     assert "--frame-rate" not in caught.value.hint
     slowed = clip.model_copy(update={"frame_rate": 4.0})
     with pytest.raises(DataError) as caught:
@@ -184,12 +197,17 @@ def test_of_a_single_video_the_last_tenth_is_held_out_and_that_is_said(tmp_path:
     write_video(tmp_path / "d" / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 8)
     error = clips_of(tmp_path / "d")
     assert "frames 18 to 19 of a.mp4, has 2 frames" in error.message
-    assert "--sequence-length 2 or less" in error.hint
+    assert "--sequence-length 2 is the longest" in error.hint
     assert "the last tenth of the only video is held out" in error.hint
     found = check_data(tmp_path / "d", CheckConfig())
     with pytest.raises(DataError, match="no validation video is long enough") as caught:
         require_clips(found, CheckConfig())
     assert caught.value.hint == error.hint
+    slow = CheckConfig(sequence_length=4, frame_rate=4)
+    with pytest.raises(DataError, match="long enough for a clip of 4 frames") as caught:
+        require_clips(check_data(tmp_path / "d", slow), slow)
+    assert "--frame-rate 0 takes every frame, not 4 a second" in caught.value.hint
+    assert caught.value.hint == clips_of(tmp_path / "d", frames=4, rate=4).hint
 
 
 def test_a_folder_of_images_is_a_video_of_an_assumed_rate_and_that_is_said(tmp_path: Path) -> None:
@@ -203,6 +221,13 @@ def test_a_folder_of_images_is_a_video_of_an_assumed_rate_and_that_is_said(tmp_p
         error = clips_of(tmp_path / "pictures", rate=rate)
         assert "has 5 frames" in error.message
         assert "--frame-rate" not in error.hint
+
+
+def test_a_video_too_short_to_be_divided_has_no_frame_in_one_of_its_splits(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", 4)
+    found = check_data(tmp_path / "pictures", CheckConfig(sequence_length=8))
+    assert "the first, pictures, has 4 frames, none of them in this split" in found.too_short[1]
+    assert "frames 4 to 3" not in found.too_short[1]
 
 
 def test_no_length_fits_where_nothing_is_left_to_train_on(tmp_path: Path) -> None:

@@ -629,7 +629,7 @@ def test_what_was_asked_for_no_class_is_not_judged(
         judge_classes(data, data, ClassesConfig(frames=2))
     with pytest.raises(DataError) as caught:
         judge_classes(data, result.folder, ClassesConfig(frames=40))
-    assert "--frames 12 or less" in caught.value.hint
+    assert "--frames 12 is the longest" in caught.value.hint
     outside = [{"index": 0, "file": "../outside.mp4"}]
     (result.folder / "samples.json").write_text(json.dumps({"samples": outside}))
     with pytest.raises(DataError, match="outside its folder"):

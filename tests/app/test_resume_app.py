@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from tatscli.app.train import train_gpt, train_vqgan
 from tatscli.config.compute import DevicesConfig
 from tatscli.config.train import AUTO
 from tatscli.core.training.callbacks import GracefulStop
-from tatscli.errors import DeviceError, RunError
+from tatscli.errors import DataError, DeviceError, RunError
 
 CONSTANT = {"lr_schedule": "constant"}
 
@@ -85,6 +86,43 @@ def test_auto_starts_goes_on_and_ends(data: Path, tmp_path: Path) -> None:
                                      train={"max_steps": 4}))  # fmt: skip
     for mine, theirs in zip(state(folder).values(), state(whole.run).values(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_data_that_is_not_where_the_run_saw_it_is_told_with_the_folder_it_was_seen_from(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copytree(data, tmp_path / "videos")
+    monkeypatch.chdir(tmp_path)
+
+    def resume(run: Path, named: Path = Path("videos")) -> str:
+        longer = vqgan_config(named, run, optim=CONSTANT, train={"max_steps": 2})
+        with pytest.raises(DataError) as caught:
+            train_vqgan(longer, run)
+        return f"{caught.value.message} | {caught.value.hint}"
+
+    first = {"max_steps": 1}
+    for name, held in (("run", Path("videos")), ("absolute", tmp_path / "videos")):
+        train_vqgan(vqgan_config(held, tmp_path / name, optim=CONSTANT, train=first))
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    monkeypatch.chdir(tmp_path / "other")
+    assert resume(run) == (
+        f"videos: no such file or folder; it is what {run} is trained on, as seen from {tmp_path} "
+        "| continue from there, or add --data with its path from here"
+    )
+    assert "gone: no such folder" in resume(run, Path("gone"))  # not what the run says
+    (tmp_path / "videos").rename(moved)
+    monkeypatch.chdir(tmp_path)
+    for name, held in (("run", Path("videos")), ("absolute", tmp_path / "videos")):
+        assert resume(tmp_path / name, held) == (
+            f"{held}: no such file or folder; it is what {tmp_path / name} is trained on "
+            "| bring it back, or add --data with its path from here"
+        )
+    # A run that has nothing to do needs none; with the path that it has now, one goes on.
+    done = vqgan_config(Path("videos"), run, optim=CONSTANT, train=first)
+    assert train_vqgan(done, run).steps == 1
+    found = vqgan_config(moved, run, optim=CONSTANT, train={"max_steps": 2})
+    assert train_vqgan(found, run).steps == 2
 
 
 def test_auto_takes_over_what_ended_before_it_saved_and_nothing_else(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_app import Notes, broken, encode_config, gpt_config, vqgan_config
@@ -15,11 +16,13 @@ from tatscli.app import train as module
 from tatscli.app.architecture import gpt_architecture
 from tatscli.app.devices import batch_norm_notes, placement_notes
 from tatscli.app.encode import decode, encode
+from tatscli.app.reconstruct import evaluate_vqgan
 from tatscli.app.reporting import Silent
 from tatscli.app.run import RunFolder
 from tatscli.app.train import train_gpt, train_vqgan
 from tatscli.app.training_data import gpt_material
 from tatscli.config.encode import DecodeConfig
+from tatscli.config.evaluate import VQGANEvalConfig
 from tatscli.config.files import read_layer, resolve
 from tatscli.config.train import (
     ComputeConfig,
@@ -28,6 +31,7 @@ from tatscli.config.train import (
     VQGANTrainConfig,
 )
 from tatscli.core.checkpoint import read_gpt, read_vqgan
+from tatscli.core.data.video import write_video
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.paths import find_checkpoint
 from tatscli.core.training.placement import Placement
@@ -247,6 +251,32 @@ def test_clips_that_the_vqgan_cannot_take_are_named_with_both_numbers(
     assert not (tmp_path / "run").exists()
 
 
+def test_videos_that_are_too_short_are_told_with_the_longest_clip_that_the_vqgan_takes(
+    vqgan_run: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short"
+    for split in ("train", "val"):
+        write_video(short / split / "a.mp4", np.zeros((11, 16, 16, 3), np.uint8), 8)
+    clip = {"sequence_length": 16}
+    for ask in (
+        lambda: train_vqgan(vqgan_config(short, tmp_path / "v", data=clip)),
+        lambda: train_gpt(gpt_config(short, tmp_path / "g", vqgan_run, data=clip)),
+        lambda: encode(encode_config(short, tmp_path / "t", vqgan_run, data=clip)),
+        lambda: evaluate_vqgan(
+            vqgan_run, VQGANEvalConfig.model_validate({"data": {"data": short} | clip})
+        ),
+    ):
+        with pytest.raises(DataError) as caught:
+            ask()
+        assert "--sequence-length 10 is the longest that fits both splits" in caught.value.hint
+    fitting = vqgan_config(short, tmp_path / "v", data={"sequence_length": 10})
+    assert train_vqgan(fitting).status == "finished"
+    every = clip | {"sample_every_n_frames": 2}
+    with pytest.raises(DataError) as caught:
+        train_vqgan(vqgan_config(short, tmp_path / "w", data=every))
+    assert "--sequence-length 8 is the longest" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -379,6 +409,30 @@ def test_videos_need_a_vqgan_and_labels_need_classes(
     config = gpt_config(flat, tmp_path / "run", vqgan_run, model={"condition": "label"})
     with pytest.raises(ConfigError, match="has no classes"):
         train_gpt(config)
+
+
+def test_a_class_that_is_not_trained_on_matters_to_labels_alone(
+    data: Path, vqgan_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "d"
+    shutil.copytree(data, folder)
+    (folder / "test" / "square").rename(folder / "test" / "zebra")
+    for condition in ("label", "label+text"):
+        config = gpt_config(folder, tmp_path / "g", vqgan_run, model={"condition": condition})
+        with pytest.raises(ConfigError) as caught:
+            train_gpt(config)
+        told = f"--condition {condition}, but no training video of {folder} is of class zebra"
+        assert caught.value.message == told
+    job = train_vqgan(vqgan_config(folder, tmp_path / "v", train={"max_steps": 1}))
+    assert job.status == "finished"
+    notes = Notes()
+    encoded = encode(encode_config(folder, tmp_path / "t", vqgan_run), notes).folder
+    assert notes.warnings == [
+        f"no training video of {folder} is of class zebra; clips of it are encoded without a class"
+    ]
+    without = gpt_config(encoded, tmp_path / "g", model={"condition": "label"})
+    gpt_material(without, None, notes)
+    assert "3 of 18 entries have no class and are learnt without" in notes.notes
 
 
 def test_a_gpt_on_videos_records_the_clips_it_was_trained_on(

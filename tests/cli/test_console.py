@@ -117,6 +117,25 @@ def test_every_command_is_quiet_if_told_so_before_it_or_after(tats, arguments):
     assert "writing videos" in tats("data", "synth", "more", *SYNTH[3:]).err
 
 
+def test_what_is_logged_is_told_as_notes_and_warnings_are(tats, monkeypatch, tmp_path):
+    tats(*SYNTH)
+    check = ["data", "check", "shapes", "--sequence-length", 4]
+    tats(*check)
+    [index] = (tmp_path / "cache" / "index").iterdir()
+    index.write_bytes(b"damaged")
+    assert f"note: the cached index {index} is damaged" in tats(*check).err
+    index.write_bytes(b"damaged")
+    assert "damaged" not in tats(*check, "--quiet").err
+    monkeypatch.setenv("TATS_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    for quiet in ([], ["--quiet"]):
+        lines = tats(*check, *quiet).err.splitlines()
+        assert sum(line.startswith("warning: the index is made anew") for line in lines) == 1
+        assert not any("damaged" in line for line in lines)
+    monkeypatch.setenv("RANK", "1")
+    assert "warning in process 1: the index is made anew" in tats(*check).err
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that moves when it is told to."""

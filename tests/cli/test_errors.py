@@ -116,7 +116,7 @@ def test_a_dataset_without_a_usable_clip_is_an_error_after_what_was_found(tats):
     assert outcome.code == 1
     assert "too short" in outcome.out
     assert "error: shapes: no training video is long enough for a clip of 16 frames" in outcome.err
-    assert "hint: --sequence-length 12 or less fits both splits" in outcome.err
+    assert "hint: --sequence-length 12 is the longest that fits both splits" in outcome.err
     sound = tats("data", "check", "shapes", "--sequence-length", 12)
     assert sound.code == 0
     assert "nothing is wrong" in sound.err

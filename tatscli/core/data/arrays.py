@@ -24,6 +24,7 @@ _NAME = "videos"
 _AXES = {"NTHWC": 4, "NTCHW": 2, "NCTHW": 1}
 _COLOURS = (3, 1)
 _BLOCK = 1 << 24
+_UNEQUAL = "videos of different lengths go into a folder of video files"
 _SAVE = "save uint8 of shape (videos, frames, height, width, 3) instead"
 
 
@@ -83,14 +84,18 @@ def video_array(file: Path) -> VideoArray:
         stat = file.stat()
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from error
+    if not stat.st_size:
+        raise DataError(f"{file}: empty file", _SAVE)
     return _opened(file, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=2)  # both sides of a comparison
 def _opened(file: Path, size: int, mtime: int) -> VideoArray:
     stored = _stored(file)
-    if stored.ndim != 5 or not all(stored.shape):
+    if stored.ndim != 5:
         raise DataError(f"{file}: {stored.dtype} {(*stored.shape,)}, not 5 axes of videos", _SAVE)
+    if not all(stored.shape):
+        raise DataError(f"{file}: an array of shape {(*stored.shape,)} holds no frame", _SAVE)
     fitting = [
         axes
         for colours in _COLOURS
@@ -135,12 +140,20 @@ def _stored(file: Path) -> Any:
             return mapped
         with mapped:
             names = mapped.files
+            if not names:
+                raise DataError(f"{file}: no array in it", _SAVE)
             name = _NAME if _NAME in names else names[0]
             if name != _NAME and len(names) > 1:
-                raise DataError(f"{file}: several arrays, {', '.join(names)}, none of them {_NAME}")
+                raise DataError(
+                    f"{file}: several arrays, {', '.join(names)}, none of them {_NAME}", _SAVE
+                )
             return mapped[name]
     except DataError:
         raise
     except Exception as error:  # numpy and torch raise a dozen unrelated kinds for damaged files
         first = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{file}: cannot be read: {first}") from error
+        if "object" in first.lower():  # numpy takes what it does not know for pickled objects, too
+            raise DataError(
+                f"{file}: Python objects, or no file of NumPy at all", f"{_SAVE}; {_UNEQUAL}"
+            ) from error
+        raise DataError(f"{file}: cannot be read: {first}", _SAVE) from error

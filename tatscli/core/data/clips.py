@@ -151,9 +151,11 @@ class ClipSource:
                 raise DataError(f"{root}: there is no video")
             entry = entries[0]
             name = root.name if entry.path == "." else entry.path
-            if (entry.first, entry.stop) != (0, len(entry.info.times)):
-                name = f"frames {entry.first} to {entry.stop - 1} of {name}"
             has = f"{counted(lengths[0], 'frame')}{rate}{_of(entry, lengths[0])}"
+            if entry.first == entry.stop:
+                has = f"{counted(len(entry.info.times), 'frame')}, none of them in this split"
+            elif (entry.first, entry.stop) != (0, len(entry.info.times)):
+                name = f"frames {entry.first} to {entry.stop - 1} of {name}"
             first = f"the first, {name}, has {has}"
             raise DataError(
                 f"{root}: no {entries[0].split} video is long enough for a clip of "

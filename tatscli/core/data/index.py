@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class VideoEntry:
             absolute one.
         kind: A video file, a folder of frames, or a video in an HDF5 file or an array.
         split: Training or validation.
-        label: Class id, -1 where the dataset has no classes or the video has none.
+        label: Class id, -1 where the dataset has no classes, or the video none that is trained on.
         info: Times and geometry.
         first: The first frame that belongs to the split, as a position in `info.times`.
         stop: The position behind the last one.
@@ -108,17 +108,28 @@ class VideoIndex:
             HDF5 or array file.
         entries: All videos of both splits, in natural order of their paths.
         problems: What was left out.
-        classes: Names of the classes by id; empty where there are none.
+        classes: Names of the classes by id, those of the training split; empty where there are
+            none.
+        untrained: Names of classes that only validation videos have; they have no id.
     """
 
     root: Path
     entries: tuple[VideoEntry, ...]
     problems: tuple[Problem, ...]
     classes: tuple[str, ...]
+    untrained: tuple[str, ...] = ()
 
     def split(self, name: Split) -> tuple[VideoEntry, ...]:
         """The entries of one split."""
         return tuple(entry for entry in self.entries if entry.split == name)
+
+
+class _Labelled(NamedTuple):
+    """Entries of an index with their class ids; see `VideoIndex`."""
+
+    entries: tuple[VideoEntry, ...]
+    classes: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,9 +173,8 @@ def build_index(
         progress: Called with the videos read and their total; not called for a cached index.
 
     Raises:
-        DataError: The root is missing or unreadable, no video is left, a validation class is not
-            in the training split, a manifest or a file of captions or sound is wrong, or, if
-            strict, any video cannot be read.
+        DataError: The root is missing or unreadable, no video is left, a manifest or a file of
+            captions or sound is wrong, or, if strict, any video cannot be read.
     """
     require_dataset(root)
     root = root.expanduser()
@@ -244,8 +254,7 @@ def _of_folder(root: Path, strict: bool, progress: Progress | None) -> VideoInde
             if isinstance(info, VideoInfo)
         ],
     )
-    assigned, classes = _assign(root, entries)
-    return VideoIndex(root, assigned, problems, classes)
+    return VideoIndex(root, problems=problems, **_assign(root, entries)._asdict())
 
 
 def _of_manifest(file: Path, strict: bool, progress: Progress | None) -> VideoIndex:
@@ -278,8 +287,8 @@ def _of_manifest(file: Path, strict: bool, progress: Progress | None) -> VideoIn
     ]
     rows = [row for row, _, _, _ in parts]
     identities = [found[row.path].identity for row in rows]
-    assigned, classes = _assign_rows(file, entries, rows, identities)
-    return VideoIndex(root, assigned, tuple(problems), classes)
+    labelled = _assign_rows(file, entries, rows, identities)
+    return VideoIndex(root, problems=tuple(problems), **labelled._asdict())
 
 
 def _of_hdf5(file: Path) -> VideoIndex:
@@ -300,8 +309,8 @@ def _of_hdf5(file: Path) -> VideoIndex:
     if all(entry.split == "train" for entry in entries):
         entries, names = _hold_out(entries, names)
     # Labels are mostly numbers, whose order should be theirs.
-    labelled, classes = _label(file, entries, names, sorting=natural_key)
-    return VideoIndex(file, labelled, (), classes)
+    labelled = _label(entries, names, sorting=natural_key)
+    return VideoIndex(file, problems=(), **labelled._asdict())
 
 
 def _of_array(file: Path) -> VideoIndex:
@@ -520,10 +529,10 @@ def _load(root: Path, found: Sequence[_Found]) -> list[VideoInfo | str] | None:
             rows = json.loads(stored["rows"].item())
             times = np.split(stored["times"], np.cumsum(stored["frames"])[:-1])
             keys = np.split(stored["keys"], np.cumsum(stored["key_frames"])[:-1])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("the cached index %s is damaged and made anew: %s", path, error)
+        logger.info("the cached index %s is damaged and made anew: %s", path, error)
         return None
     return [
         row if isinstance(row, str) else VideoInfo(times[n], keys[n], **row)
@@ -551,12 +560,12 @@ def _save(root: Path, found: Sequence[_Found], infos: Sequence[VideoInfo | str])
                 key_frames=np.array([len(part) for part in keys]),
             )
     except DataError as error:
-        logger.warning("the index is made anew each time: %s", error)
+        logger.warning(
+            "the index is made anew each time: %s; TATS_CACHE names another folder for it", error
+        )
 
 
-def _assign(
-    root: Path, entries: list[VideoEntry]
-) -> tuple[tuple[VideoEntry, ...], tuple[str, ...]]:
+def _assign(root: Path, entries: list[VideoEntry]) -> _Labelled:
     folders = _split_folders(root)
     names = [_class_name(entry.path, bool(folders)) for entry in entries]
     if "val" in folders or "test" in folders:
@@ -568,8 +577,8 @@ def _assign(
             names = [""] * len(names)
         entries, names = _hold_out(entries, names)
     if not all(names):  # videos outside of any class: the folders mean something else
-        return tuple(entries), ()
-    return _label(root, entries, names)
+        return _Labelled(tuple(entries))
+    return _label(entries, names)
 
 
 def _without_tests(file: Path, rows: list[ManifestRow]) -> list[ManifestRow]:
@@ -602,7 +611,7 @@ def _assign_rows(
     entries: list[VideoEntry],
     rows: Sequence[ManifestRow],
     identities: Sequence[Hashable],
-) -> tuple[tuple[VideoEntry, ...], tuple[str, ...]]:
+) -> _Labelled:
     said: dict[Hashable, set[Split]] = {}
     for row, identity in zip(rows, identities, strict=True):
         if row.split:
@@ -629,30 +638,23 @@ def _assign_rows(
         needed=needed,
     )
     held += [replace(entries[n], split=splits[n] or "train") for n in decided]
-    return _label(file, held, names + [rows[n].label for n in decided])
+    return _label(held, names + [rows[n].label for n in decided])
 
 
 def _label(
-    root: Path,
     entries: Sequence[VideoEntry],
     names: Sequence[str],
     sorting: Callable[[str], Any] | None = None,
-) -> tuple[tuple[VideoEntry, ...], tuple[str, ...]]:
+) -> _Labelled:
     """Numbers the classes by those of the training split, and orders the entries."""
     pairs = list(zip(entries, names, strict=True))
-    trained = {name for entry, name in pairs if name and entry.split == "train"}
-    known = sorted(trained or {name for name in names if name}, key=sorting)
-    unseen = sorted({name for name in names if name} - set(known))
-    if unseen:
-        raise DataError(
-            f"{root}: classes in the validation split without a training video: "
-            f"{', '.join(unseen)}; the training split has {', '.join(known)}",
-            "add training videos of these classes, or take theirs out of the validation split",
-        )
-    labels = {"": -1} | {name: label for label, name in enumerate(known)}
-    labelled = [replace(entry, label=labels[name]) for entry, name in pairs]
+    named = {name for name in names if name}
+    known = {name for entry, name in pairs if name and entry.split == "train"} or named
+    classes = tuple(sorted(known, key=sorting))
+    labels = {name: label for label, name in enumerate(classes)}
+    labelled = [replace(entry, label=labels.get(name, -1)) for entry, name in pairs]
     labelled.sort(key=lambda entry: (natural_key(entry.path), entry.path, entry.first))
-    return tuple(labelled), tuple(known)
+    return _Labelled(tuple(labelled), classes, tuple(sorted(named - known, key=sorting)))
 
 
 def _class_name(path: str, has_splits: bool) -> str:

@@ -354,11 +354,11 @@ def _numbered(
 def _probe_folder(path: Path) -> VideoInfo:
     try:
         files = frame_files(path)
-        if not files:
-            raise DataError(f"{path}: no images in it")
-        height, width = _image(files[0]).shape[:2]
-    except (OSError, ValueError, SyntaxError) as error:
+    except OSError as error:
         raise DataError(f"{path}: {reason(error)}") from error
+    if not files:
+        raise DataError(f"{path}: no images in it")
+    height, width = _image(files[0]).shape[:2]
     kinds = {file.suffix.lower().removeprefix(".") for file in files}
     return untimed_info(len(files), width, height, kinds.pop() if len(kinds) == 1 else "images")
 
@@ -371,10 +371,7 @@ def _read_images(path: Path, info: VideoInfo, wanted: list[int], fit: _Fit) -> d
         )
     found = {}
     for index in wanted:
-        try:
-            image = _image(files[index])
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{files[index]}: {reason(error)}") from error
+        image = _image(files[index])
         if image.shape[:2] != (info.height, info.width):
             raise DataError(
                 f"{files[index]}: {image.shape[1]}x{image.shape[0]} pixels, the frames before it "
@@ -403,12 +400,21 @@ def _read_array(number: Number, wanted: list[int], fit: _Fit) -> dict[int, Frame
 
 
 def _image(path: Path) -> Frames:
-    with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
-            grey = np.asarray(upright).astype(np.uint32) >> 8
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-        return np.array(upright.convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            # Of several pictures in a JPEG (MPO), the first is the one to be shown.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise ValueError(
+                    "an animation, and each image is taken for one frame; make a video file of it, "
+                    "such as .mp4 or .gif"
+                )
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
+                grey = np.asarray(upright).astype(np.uint32) >> 8
+                return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+            return np.array(upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: {reason(error)}") from error
 
 
 @contextmanager

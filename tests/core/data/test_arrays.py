@@ -50,6 +50,7 @@ def test_floats_are_rounded_to_the_level_that_they_were(tmp_path: Path, low: flo
     ("array", "match"),
     [
         (np.zeros((2, 9, 8, 8), np.uint8), "not 5 axes"),
+        (np.zeros((0, 9, 8, 8, 3), np.uint8), r"shape \(0, 9, 8, 8, 3\) holds no frame"),
         (np.zeros((2, 9, 8, 8, 4), np.uint8), "none of the known layouts"),
         (np.zeros((2, 3, 3, 8, 8), np.uint8), "NTCHW or NCTHW"),
         (np.zeros((2, 9, 8, 8, 3), np.int32), "int32, neither uint8 nor floats"),
@@ -63,6 +64,27 @@ def test_what_is_not_clear_is_never_guessed(tmp_path: Path, array: np.ndarray, m
     with pytest.raises(DataError, match=match) as caught:
         build_index(tmp_path / "v.npy")
     assert "uint8" in caught.value.hint
+
+
+def test_empty_files_and_python_objects_are_told_in_our_words(tmp_path: Path) -> None:
+    unequal = np.empty(2, object)
+    unequal[:] = [np.zeros((frames, 8, 8, 3), np.uint8) for frames in (4, 5)]
+    np.save(tmp_path / "objects.npy", unequal)
+    np.savez(tmp_path / "objects.npz", videos=unequal)
+    np.savez(tmp_path / "none.npz")
+    (tmp_path / "text.npy").write_text("no array")
+    objects = "Python objects, or no file of NumPy at all"
+    told = {"objects.npy": objects, "objects.npz": objects, "text.npy": objects}
+    told |= {"none.npz": "no array in it"}
+    for kind in ("npy", "npz", "pt"):
+        (tmp_path / f"empty.{kind}").touch()
+        told[f"empty.{kind}"] = "empty file"
+    for name, message in told.items():
+        with pytest.raises(DataError) as caught:
+            build_index(tmp_path / name)
+        assert caught.value.message == f"{tmp_path / name}: {message}"
+        assert "save uint8 of shape" in caught.value.hint
+        assert ("different lengths" in caught.value.hint) == (message == objects)
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:

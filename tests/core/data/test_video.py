@@ -357,6 +357,28 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
         read_frames(tmp_path, info, [0, 1])
 
 
+@pytest.mark.parametrize("kind", ["webp", "png"])
+def test_an_animation_is_not_taken_for_one_image(tmp_path: Path, kind: str) -> None:
+    first, *others = map(Image.fromarray, stamped(3))
+    for name in ("still", "moves"):
+        more = {"save_all": True, "append_images": others} if name == "moves" else {}
+        (tmp_path / name).mkdir()
+        first.save(tmp_path / name / f"0.{kind}", **more)
+    info = probe(tmp_path / "still")
+    assert len(info.times) == 1
+    read_frames(tmp_path / "still", info, [0])
+    with pytest.raises(
+        DataError, match=rf"moves/0\.{kind}: an animation.* make a video file of it"
+    ):
+        probe(tmp_path / "moves")
+
+
+def test_of_several_pictures_in_a_jpeg_the_first_is_taken(tmp_path: Path) -> None:
+    first, *others = map(Image.fromarray, stamped(3))
+    first.save(tmp_path / "0.jpg", format="MPO", save_all=True, append_images=others)
+    assert numbers(read_frames(tmp_path, probe(tmp_path), [0])) == [0]
+
+
 def test_images_of_another_size_are_an_error(tmp_path: Path) -> None:
     write_png(tmp_path / "0.png", np.zeros((20, 30, 3), np.uint8))
     write_png(tmp_path / "1.png", np.zeros((30, 20, 3), np.uint8))
