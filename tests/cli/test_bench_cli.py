@@ -62,6 +62,7 @@ def test_programs_see_one_object(tats) -> None:
         "size": "tiny",
         "precision": "float32",
         "batch_size": 4,
+        "cuda_graphs": False,
         "seconds": 0.001,
     }
     assert [stage["stage"] for stage in found["stages"]] == ["encode", "tokens"]
