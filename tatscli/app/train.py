@@ -158,6 +158,7 @@ def _train(
     anew = resume == AUTO
     resume = continued(config, resume)
     source: Path | None = None
+    step = 0
     if resume:
         run = RunFolder.reopen(resume, alone)
         _check_unchanged(config, run)
@@ -198,6 +199,7 @@ def _train(
     stage = vqgan_training if kind == "vqgan" else gpt_training
     with (
         run.recorded(
+            continued_at=step,
             kind=kind,
             world=placement.world,
             precision=placement.precision,

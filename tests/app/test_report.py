@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +161,31 @@ def test_a_run_that_did_not_finish_says_so(run, status):
     assert status in page.text
     assert ("not finite at step 3" in page.text) == (status == "failed")
     assert ("still going on" in page.text) == (status == "running")
+
+
+def test_a_run_that_was_continued_is_shown_whole(run):
+    began = datetime(2026, 3, 1, 9, 0).astimezone()
+
+    def session(hour, minutes, before, **facts):
+        start = began + timedelta(hours=hour)
+        times = {"started": start, "ended": start + timedelta(minutes=minutes)}
+        facts |= {name: moment.isoformat() for name, moment in times.items()}
+        return facts | {"steps_before": before, "command": ["tats", "vqgan", f"of {hour}"]}
+
+    earlier = [session(0, 30, 0, status="stopped"), session(5, 2, 1, status="killed")]
+    edit(run, sessions=earlier, **session(8, 10, 1))
+    page = read(report([run]).page)
+    assert "1 Mar 2026, 09:00" in page.text
+    assert "42 min 0 s in 3 sessions" in page.text
+    cells = page.text[page.text.index("Sessions") : page.text.index("Commands")].split("\n")
+    assert [c for c in cells if c in ("1", "none", "2 to 3")] == ["1", "none", "2 to 3"]
+    assert [c for c in cells if c in ("stopped", "killed", "finished")] == [
+        "stopped", "killed", "finished",
+    ]  # fmt: skip
+    for hour in (0, 5, 8):
+        assert f"tats vqgan 'of {hour}'" in page.text
+    edit(run, sessions="lost")
+    assert "10 min 0 s\n" in read(report([run]).page).text
 
 
 def test_a_run_without_metrics_or_pictures_yet_has_a_page(run):

@@ -126,7 +126,7 @@ def _summary(runs: Sequence[Run]) -> Iterator[Section]:
         cards = [
             page.card(
                 run.name,
-                page.facts(_facts(run)) + _failure(run) + _command(run),
+                page.facts(_facts(run)) + _failure(run) + _sessions(run) + _commands(run),
                 page.pill(run.status, STATUS_LEVELS.get(run.status, "")),
                 colour,
             )
@@ -142,7 +142,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Stage": STAGES.get(run.kind, run.kind),
         "Steps": f"{run.steps:,}" + (f" of {most:,}" if isinstance(most, int) else ""),
         "Started": _day(run.started),
-        "Time": _clock(run.time),
+        "Time": _time(run),
         "Last written": _day(run.last_sign) if run.status == "running" else "",
         "Device": _device(record),
         "Precision": PRECISIONS.get(str(precision), str(precision)),
@@ -159,12 +159,33 @@ def _failure(run: Run) -> str:
     return page.failure(str(run.record["error"])) if run.record.get("error") else ""
 
 
-def _command(run: Run) -> str:
-    words = run.record.get("command")
-    if not isinstance(words, list):
+def _time(run: Run) -> str:
+    time, count = _clock(run.time), len(run.sessions)
+    return f"{time} in {count} sessions" if time and count > 1 else time
+
+
+def _sessions(run: Run) -> str:
+    """What came of each session of a run that was continued."""
+    if len(run.sessions) < 2:
         return ""
-    line = shlex.join(["tats", *map(str, words[1:])])
-    return page.folded("Command", page.commands([line]))
+    rows = [
+        [
+            _day(session.started) or "unknown",
+            " to ".join(f"{n:,}" for n in dict.fromkeys(session.steps)) or "none",
+            _clock(session.time) or "unknown",
+            session.status,
+        ]
+        for session in run.sessions
+    ]
+    table = page.table(["Started", "Steps", "Time", "Status"], rows)
+    return page.folded("Sessions", page.boxed(table))
+
+
+def _commands(run: Run) -> str:
+    """The command line of each session."""
+    lines = [shlex.join(["tats", *s.command[1:]]) for s in run.sessions if s.command]
+    title = "Commands" if len(lines) > 1 else "Command"
+    return page.folded(title, page.commands(lines)) if lines else ""
 
 
 def _verdicts(runs: Sequence[Run], reporter: Reporter) -> Iterator[Section]:

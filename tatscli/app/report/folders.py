@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,30 @@ DRAWN = re.compile(r"(?:reconstructions|samples)-(\d+)\.(?:png|mp4)")
 """What a run draws at a step."""
 UNLIKE_SAMPLES = {"index", "file", "lossless", "truth"}
 """What is known about a sample beside its condition and its settings."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """From where a run was started, or continued, to where it ended.
+
+    Attributes:
+        status: As that of a run; ``killed`` where it could not say how it ended.
+        command: As typed.
+        steps: The first and the last step that came of it; nothing where there is none.
+        started: When.
+        ended: When; of one that goes on, when it last wrote a metric.
+    """
+
+    status: str
+    command: list[str]
+    steps: tuple[int, ...]
+    started: datetime | None
+    ended: datetime | None
+
+    @property
+    def time(self) -> timedelta | None:
+        """How long it took."""
+        return self.ended - self.started if self.ended and self.started else None
 
 
 @dataclass(frozen=True)
@@ -61,9 +86,28 @@ class Run:
         return max([_whole(self.record.get("steps")), *logged, *self.drawn])
 
     @property
+    def sessions(self) -> list[Session]:
+        """The first one and, where it was stopped and continued, those that followed."""
+        earlier = self.record.get("sessions")
+        records = [s for s in earlier if isinstance(s, dict)] if isinstance(earlier, list) else []
+        records.append(self.record)
+        done = [*(_whole(record.get("steps_before")) for record in records), self.steps]
+        ends = [*(_moment(record.get("ended")) for record in records[:-1]), self.last_sign]
+        return [
+            Session(
+                status=str(record.get("status", "unknown")),
+                command=_words(record.get("command")),
+                steps=(before + 1, after) if before < after else (),
+                started=_moment(record.get("started")),
+                ended=end,
+            )
+            for record, end, (before, after) in zip(records, ends, pairwise(done), strict=True)
+        ]
+
+    @property
     def started(self) -> datetime | None:
-        """When it was started, or last continued."""
-        return _moment(self.record.get("started"))
+        """When it was started."""
+        return self.sessions[0].started
 
     @property
     def last_sign(self) -> datetime | None:
@@ -75,8 +119,9 @@ class Run:
 
     @property
     def time(self) -> timedelta | None:
-        """From its start to its last sign."""
-        return self.last_sign - self.started if self.last_sign and self.started else None
+        """Of all sessions, without the time between them."""
+        known = [session.time for session in self.sessions if session.time]
+        return sum(known, timedelta()) if known else None
 
 
 @dataclass(frozen=True)
@@ -248,6 +293,10 @@ def _evaluations(folder: Path, reporter: Reporter) -> list[Evaluation]:
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _words(command: Any) -> list[str]:
+    return [str(word) for word in command] if isinstance(command, list) else []
 
 
 def _moment(text: Any) -> datetime | None:
