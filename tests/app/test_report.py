@@ -68,6 +68,12 @@ def samples(gpt_run, shared) -> Path:
     return short(short_config(gpt_run, shared / "samples", sample={"name": "drawn"})).folder
 
 
+def result(**values) -> dict:
+    """What ``tats eval fvd --json`` prints, as far as it tells one."""
+    least = {"measure": "fvd", "value": 1.5, "standard_error": None, "signature": "tats:v1"}
+    return least | values
+
+
 def edit(run: Path, **values) -> None:
     file = run / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
@@ -233,7 +239,7 @@ def test_names_and_texts_are_only_text(run, samples, tmp_path, monkeypatch):
     evil = run.rename(tmp_path / NAME.replace("/", "|"))
     edit(evil, command=["tats", NAME], error=NAME, status="failed")
     (evil / "metrics.csv").write_text(f'step,metric,value\n0,"train/{NAME}</script>",1\n')
-    (evil / "fvd.json").write_text(json.dumps({"measure": NAME, NAME: NAME, "signature": NAME}))
+    (evil / "fvd.json").write_text(json.dumps(result(measure=NAME, signature=NAME) | {NAME: NAME}))
     drawn = Path(shutil.copytree(samples, tmp_path / "drawn"))
     listing = drawn / "samples.json"
     content = json.loads(listing.read_text())
@@ -301,14 +307,15 @@ def test_no_verdicts_no_section(run, monkeypatch):
 
 def test_evaluations_are_shown_from_the_folder_and_from_where_they_are_named(run, tmp_path):
     signature = "fvd|frames:16|tats:0.1"
-    result = {
+    found = {
         "measure": "fvd", "value": 123.4, "standard_error": 4.56, "signature": signature,
         "skipped": [], "warnings": ["few videos", "two rates"], "sizes": [{"96x72": 24}],
         "frame_rates": [25, 25], "dead": list(range(700, 1713)),
     }  # fmt: skip
-    (run / "fvd.json").write_text(json.dumps(result))
+    (run / "fvd.json").write_text(json.dumps(found))
     given = tmp_path / "eval.json"
-    given.write_text(json.dumps({"reconstruction": {"psnr_db": 21.5, "codes": 16}, "time": None}))
+    scores = {"psnr_db": 21.5, "codes": 16}
+    given.write_text(json.dumps({"vqgan": "runs/v", "reconstruction": scores, "time": None}))
     page = read(report([run], metrics=[given]).page)
     assert "metrics" in page.sections()
     for shown in ("123.4 ± 4.6", "few videos; two rates", "96x72: 24", "25 25", "1,013 values"):
@@ -322,11 +329,25 @@ def test_what_is_no_result_of_an_evaluation_is_refused_or_left_out(run, tmp_path
     (run / "notes.json").write_text("[1]")
     notes = Notes()
     report([run], reporter=notes)
-    assert "notes.json holds a list" in notes.notes[0]
-    for name in ("notes.json", "missing.json", "metrics.csv"):
-        with pytest.raises(DataError) as caught:
+    assert "notes.json holds no result of an evaluation" in notes.notes[0]
+    for name, target in (
+        ("notes.json", "RESULT.json"),
+        ("missing.json", run / "missing.json"),
+        ("metrics.csv", "RESULT.json"),
+        ("run.json", "RESULT.json"),
+    ):
+        with pytest.raises(DataError, match=re.escape(str(run / name))) as caught:
             report([run], metrics=[run / name])
-        assert "--json >" in caught.value.hint
+        for command in ("eval fvd REAL FAKE", "eval classes REAL FAKE", "vqgan eval CKPT"):
+            assert f"tats {command}" in caught.value.hint
+        assert caught.value.hint.endswith(f"--json > {target}")
+
+
+def test_results_of_all_protocols_are_shown_each(run, tmp_path):
+    given = tmp_path / "all.json"
+    given.write_text(json.dumps([result(protocol=name) for name in ("stylegan-v", "videogpt")]))
+    page = read(report([run], metrics=[given]).page)
+    assert {"stylegan-v", "videogpt"} <= set(page.text.split())
 
 
 def test_a_wrong_folder_is_an_error_with_a_hint(tmp_path, run):

@@ -11,9 +11,10 @@ from tatscli import __version__
 from tatscli.app.diagnose import diagnose
 from tatscli.app.report import page
 from tatscli.app.report.curves import charts
-from tatscli.app.report.folders import Evaluation, Run, Samples, find, flat, read_evaluation
+from tatscli.app.report.folders import Run, Samples, find, flat
 from tatscli.app.report.page import Section
 from tatscli.app.reporting import Reporter, Silent
+from tatscli.app.results import Evaluation, read_results
 from tatscli.config.words import counted
 from tatscli.core.data.video import VideoInfo, probe
 from tatscli.core.diagnosis import Verdict
@@ -75,7 +76,8 @@ def report(
         folders: Run folders of either stage, folders of samples, and folders that hold some of
             them, such as that of the demo. A run may go on, have failed, or have no metrics yet.
         out: The page; ``report.html`` in the first folder if not given.
-        metrics: Results of evaluations, as ``--json`` prints them, beside those in the folders.
+        metrics: Files of results of evaluations, as ``--json`` prints them, beside those in the
+            folders.
         reporter: Told what cannot be read.
 
     Raises:
@@ -92,7 +94,7 @@ def report(
             "give the page another name with --out, or move that file away",
         )
     runs, samples = find(folders, reporter)
-    given = [read_evaluation(file) for file in metrics]
+    given = [evaluation for file in metrics for evaluation in read_results(file)]
     shown: list[Run | Samples] = [*runs, *samples]
     found = [evaluation for one in shown for evaluation in one.evaluations]
     front = [*_summary(runs), *_verdicts(runs, reporter), *_curves(runs)]

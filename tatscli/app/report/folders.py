@@ -1,8 +1,7 @@
 """What a report can show: runs, folders of samples, and folders that hold some of them."""
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import Any
 from tatscli.app.listing import LISTING, read_listing
 from tatscli.app.report.curves import Points
 from tatscli.app.reporting import Reporter
+from tatscli.app.results import Evaluation, read_results
 from tatscli.app.run import RunFolder, read_figures
 from tatscli.config.files import read_layer
 from tatscli.errors import ConfigError, DataError, RunError
@@ -72,7 +72,7 @@ class Run:
     settings: dict[str, Any]
     metrics: dict[str, Points]
     drawn: dict[int, list[Path]]
-    evaluations: list["Evaluation"]
+    evaluations: list[Evaluation]
 
     @property
     def status(self) -> str:
@@ -138,7 +138,7 @@ class Samples:
     folder: Path
     name: str
     listed: list[dict[str, Any]]
-    evaluations: list["Evaluation"]
+    evaluations: list[Evaluation]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -160,19 +160,6 @@ class Samples:
     def files(self) -> list[Path]:
         """The videos."""
         return [self.folder / str(sample["file"]) for sample in self.listed]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A result of an evaluation, as ``--json`` prints it.
-
-    Attributes:
-        file: Where it was kept.
-        values: The result.
-    """
-
-    file: Path
-    values: dict[str, Any]
 
 
 def find(folders: Sequence[Path], reporter: Reporter) -> tuple[list[Run], list[Samples]]:
@@ -198,25 +185,7 @@ def find(folders: Sequence[Path], reporter: Reporter) -> tuple[list[Run], list[S
     return sorted(runs, key=lambda run: run.kind == "gpt"), samples
 
 
-def read_evaluation(file: Path) -> Evaluation:
-    """A result of ``tats eval``, kept as JSON.
-
-    Raises:
-        DataError: It is none.
-    """
-    hint = f"write it with: tats eval fvd REAL FAKE --json > {file}"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}", hint) from None
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}", hint) from None
-    if not isinstance(values, dict):
-        raise DataError(f"{file} holds a {type(values).__name__}, expected one result", hint)
-    return Evaluation(file, values)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key."""
     found: dict[str, Any] = {}
     for key, value in values.items():
@@ -281,11 +250,11 @@ def _run(place: Path, name: str, reporter: Reporter) -> Run:
 
 
 def _evaluations(folder: Path, reporter: Reporter) -> list[Evaluation]:
-    found = []
+    found: list[Evaluation] = []
     for file in sorted(folder.glob("*.json")):
         if file.name not in (RECORD, LISTING):
             try:
-                found.append(read_evaluation(file))
+                found += read_results(file)
             except DataError as error:
                 reporter.note(f"left out: {error.message}")
     return found
