@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from hashlib import blake2b
@@ -26,7 +28,7 @@ from tiny_app import (
 
 import tatscli
 from tatscli.app import evaluate as module
-from tatscli.app import fvd_sides, sample, signature
+from tatscli.app import fvd_features, fvd_sides, sample, signature
 from tatscli.app.encode import encode
 from tatscli.app.evaluate import evaluate_fvd
 from tatscli.app.reporting import Silent
@@ -39,6 +41,7 @@ from tatscli.core.data.video import write_video
 from tatscli.core.metrics.feature_file import FeatureSet
 from tatscli.core.metrics.protocol import PROTOCOLS, Placing, Protocol
 from tatscli.core.models.i3d import random_weights
+from tatscli.core.ranks import Rank
 from tatscli.errors import CheckpointError, ConfigError, DataError
 
 
@@ -445,6 +448,57 @@ def test_features_are_computed_once_and_again_when_anything_changed(
         file.write_bytes(file.read_bytes()[:100])
     assert computed() == 2
     assert computed() == 0
+
+
+def test_an_interruption_keeps_the_sides_that_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Counted):
+        left = 0
+
+        def of(self, protocol: Any) -> Any:
+            Interrupted.left -= 1
+            if not Interrupted.left:
+                raise KeyboardInterrupt
+            return super().of(protocol)
+
+    monkeypatch.setenv("TATS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "Network", Interrupted)
+    real, fake = write(tmp_path / "real", 5), write(tmp_path / "fake", 5, seed=1)
+
+    def told(left: int) -> str:
+        notes = Notes()
+        Interrupted.left = left  # batches: of real videos 1 to 3, of samples 4 to 6
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_fvd(real, fake, options(batch_size=2, cache=True), notes)
+        [note] = notes.notes
+        return note
+
+    assert told(3).startswith("stopped, nothing is kept: ")
+    assert told(5).startswith(f"stopped; features of {real} are kept")
+    assert told(2).startswith(f"stopped; features of {real} are kept")
+    before = Counted.asked
+    evaluate_fvd(real, fake, options(batch_size=2, cache=True))
+    assert Counted.asked == before + 3
+
+
+def test_a_reader_ends_when_it_is_told_and_not_when_it_is_interrupted(tmp_path: Path) -> None:
+    config = options(workers=1, batch_size=2, resolution=0)
+    protocol, silent = PROTOCOLS["fvd"], Silent()
+    videos = write(tmp_path / "real", 8, side=64)
+    side = fvd_sides.Side(videos, True, config.fvd, ["random"], 1, 0.0, silent)
+    with silent.task("", "") as task:
+        wanted = [fvd_features.Wanted(0, protocol)]
+        extractor = fvd_features._Extractor(CheapNetwork(config), config, [side], wanted, task)
+    batches = iter(extractor.start(1, Rank(0, 1, torch.device("cpu")))[0])
+    next(batches)
+    [reader] = batches._workers
+    os.kill(reader.pid, signal.SIGINT)
+    assert len(next(batches).videos) == 2
+    start = time.monotonic()
+    del batches
+    assert not reader.is_alive()
+    assert time.monotonic() - start < 4  # torch waits for 5 seconds, then kills
 
 
 def test_two_that_write_the_same_features_leave_whole_files(tmp_path: Path) -> None:
