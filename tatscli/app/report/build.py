@@ -25,8 +25,8 @@ PAGE_BYTES = 20_000_000
 """Of a page at most: it can still be mailed, and opened on a phone."""
 STEPS = 24
 """Steps of a run whose pictures are shown, if there are more."""
-AROUND = 1000
-"""Bytes of a page around a picture."""
+AROUND = 8000
+"""Bytes of a page around a picture, the poster of a video among them."""
 GALLERY = 12
 """Samples of a folder that are shown one by one."""
 STAGES = {"vqgan": "Stage one: VQGAN", "gpt": "Stage two: GPT"}
