@@ -1,6 +1,8 @@
 """The report: what it shows of runs and samples, and what it makes of broken ones."""
 
+import base64
 import csv
+import io
 import json
 import re
 import shutil
@@ -10,9 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from tiny_app import Notes, short_config
 
 from tatscli.app.report import build, folders
+from tatscli.app.report import page as page_parts
 from tatscli.app.report.build import report
 from tatscli.app.report.curves import charts, thinned
 from tatscli.app.run import read_figures
@@ -146,7 +150,12 @@ def test_stages_do_not_share_charts(vqgan_run, gpt_run):
 def test_samples_play_with_what_they_were_asked_for(samples):
     page = read(report([samples], samples.parent / "samples.html").page)
     videos = [attrs for tag, attrs in page.tags if tag == "video"]
-    assert [v["title"] for v in videos] == ["The first samples", "circle", "square", "circle"]
+    assert [v["title"] for v in videos] == [
+        "The first 3 samples: circle; square; circle",
+        "sample 0: circle",
+        "sample 1: square",
+        "sample 2: circle",
+    ]
     assert all({"muted", "loop", "playsinline"} <= set(v) and "autoplay" not in v for v in videos)
     assert "temperature" in page.text
 
@@ -379,11 +388,50 @@ def test_only_a_page_is_overwritten(run):
 def test_pictures_say_which_clips_are_held_out(run):
     said = "From the top left on, training clips: 1 and 2; held-out clips: 3 and 4."
     assert said in read(report([run]).page).text
-    edit(run, pictured={"train": 1, "val": 2})
+    [first, *_] = json.loads((run / "run.json").read_text())["pictured_as"]
+    assert f"They are of: {first}; " in read(report([run]).page).text
+    edit(run, pictured={"train": 1, "val": 2}, pictured_as=None)
     assert "training clips: 1; held-out clips: 2 and 3." in read(report([run]).page).text
     for unknown in (None, {"val": "all"}, 7):
         edit(run, pictured=unknown)
         assert "From the top left" not in read(report([run]).page).text
+    edit(run, pictured_as=["a " * 40, ""])
+    said = f"From the top left on, of: {'a ' * 28}...; unknown."
+    assert said in read(report([run]).page).text
+
+
+def test_pictures_of_a_gpt_say_what_was_asked_for(gpt_run, tmp_path):
+    names = json.loads((gpt_run / "run.json").read_text())["pictured_as"]
+    assert len(names) == 4 and {*names} <= {"circle", "square"}
+    said = f"From the top left on, of: {'; '.join(names)}."
+    assert said in read(report([gpt_run], tmp_path / "gpt.html").page).text
+
+
+def test_samples_say_what_they_were_given(samples, tmp_path):
+    folder = Path(shutil.copytree(samples, tmp_path / "given"))
+    listing = folder / "samples.json"
+    content = json.loads(listing.read_text())
+    for sample in content["samples"]:
+        given = {"text": "a red ball", "given": "some/v6.mp4", "class": "ball", "audio": "s.wav"}
+        sample |= {"label": None, "truth": sample["file"], **given}
+    listing.write_text(json.dumps(content))
+    page = read(report([folder]).page)
+    titles = [attrs["title"] for tag, attrs in page.tags if tag == "video"]
+    assert titles[1] == "sample 0: a red ball, ball, from v6.mp4, sound of s.wav"
+    assert titles[0].startswith("The first 3 samples, each right of what its video really shows: a")
+    assert "Frames of the first 3, in a row each, each below what its video" in page.text
+
+
+def test_videos_show_their_first_frame_until_they_play(run, samples, tmp_path):
+    page = read(report([run, samples], tmp_path / "both.html").page)
+    for video in (attrs for tag, attrs in page.tags if tag == "video"):
+        kind, content = video["poster"].split(",")
+        assert kind == "data:image/jpeg;base64"
+        assert len(content) < build.AROUND
+        poster = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert max(poster.size) <= page_parts.POSTER
+        shape = int(video["width"]) / int(video["height"])
+        assert poster.width / poster.height == pytest.approx(shape, rel=0.05)
 
 
 def test_a_precision_is_called_what_the_option_calls_it(run):

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from tatscli import __version__
 from tatscli.app.diagnose import diagnose
+from tatscli.app.pictures import GRID_SAMPLES, STRIP_ROWS
 from tatscli.app.report import page
 from tatscli.app.report.curves import charts
 from tatscli.app.report.folders import Run, Samples, find, flat
@@ -41,6 +43,8 @@ _LISTED = 12
 """Numbers of a list that are written out; of more, how many there are."""
 Kept = dict[Path, VideoInfo]
 """Files that a page has room for, and what is known of them."""
+NAME = 60
+"""Letters of what a picture among others is of."""
 UNCOMPARED = {"train.out"}
 """Settings that differ between any two runs."""
 
@@ -265,14 +269,19 @@ def _drawn(runs: Sequence[Run], kept: Kept) -> Iterator[Section]:
 
 
 def _pictured(run: Run) -> str:
-    """Which of the clips in its pictures are of which split, where a run recorded it."""
+    """What the clips in its pictures are of, and of which split, where a run recorded it."""
     counts, said, first = _mapping(run.record.get("pictured")), [], 1
+    stored = run.record.get("pictured_as")
+    names = _in_order([str(name) for name in stored]) if isinstance(stored, list) else ""
     for split, name in SPLITS.items():
         if isinstance(count := counts.get(split), int) and count:
             numbers = " and ".join(map(str, range(first, first + count)))
             said.append(f"{name}: {numbers}")
             first += count
-    return f"From the top left on, {'; '.join(said)}." if said else ""
+    told = f"From the top left on, {'; '.join(said)}." if said else ""
+    if names:
+        told += f" They are of: {names}." if told else f"From the top left on, of: {names}."
+    return told
 
 
 def _drawn_caption(file: Path, step: int) -> str:
@@ -285,11 +294,7 @@ def _samples(samples: Sequence[Samples], kept: Kept) -> Iterator[Section]:
     for folder in samples:
         grid = [
             page.media(file, caption, kept[file])
-            for file, caption in zip(
-                _grid(folder),
-                ("The first samples", "Frames of the first, in a row each"),
-                strict=True,
-            )
+            for file, caption in zip(_grid(folder), _grid_captions(folder), strict=True)
             if file in kept
         ]
         single = [
@@ -308,6 +313,29 @@ def _samples(samples: Sequence[Samples], kept: Kept) -> Iterator[Section]:
         bodies.append(page.part(folder.name, body, f"{text}."))
     if bodies:
         yield Section("Samples", "", "\n".join(bodies))
+
+
+def _grid_captions(samples: Samples) -> tuple[str, str]:
+    """What is seen in the video of the first samples, and in the still."""
+    shown = min(len(samples.listed), GRID_SAMPLES)
+    rows = min(shown, STRIP_ROWS // 2 if samples.has_truth else STRIP_ROWS)
+    beside, below = (
+        f", {place} what its video really shows" if samples.has_truth else ""
+        for place in ("each right of", "each below")
+    )
+    names = _in_order([samples.asked(number) for number in range(shown)])
+    return (
+        f"The first {counted(shown, 'sample')}{beside}" + (f": {names}" if names else ""),
+        f"Frames of the first {rows}, in a row each{below}",
+    )
+
+
+def _in_order(names: Sequence[str]) -> str:
+    """What each picture is of, once where it is the same; nothing where no name is known."""
+    if not any(names):
+        return ""
+    told = [shorten(name or "unknown", NAME, placeholder=" ...") for name in names]
+    return told[0] if len(set(names)) == 1 else "; ".join(told)
 
 
 def _codes(runs: Sequence[Run]) -> Iterator[Section]:

@@ -150,11 +150,26 @@ class Samples:
             if key not in UNLIKE_SAMPLES and all(other.get(key) == value for other in others)
         }
 
-    def caption(self, number: int) -> str:
-        """What a sample was asked for; else its number."""
+    @property
+    def has_truth(self) -> bool:
+        """Whether they were given videos, of which it is known what they really show."""
+        return "truth" in self.listed[0]
+
+    def asked(self, number: int) -> str:
+        """What a sample was asked for, and what it was given; nothing where there is neither."""
         sample = self.listed[number]
         asked = [str(sample[key]) for key in ("label", "text", "class") if sample.get(key)]
-        return ", ".join(asked) or f"sample {number}"
+        asked += [
+            f"{word} {Path(str(sample[key])).name}"
+            for key, word in (("given", "from"), ("audio", "sound of"))
+            if sample.get(key)
+        ]
+        return ", ".join(dict.fromkeys(asked))
+
+    def caption(self, number: int) -> str:
+        """Which sample it is."""
+        name, asked = f"sample {self.listed[number].get('index', number)}", self.asked(number)
+        return f"{name}: {asked}" if asked else name
 
     @property
     def files(self) -> list[Path]:

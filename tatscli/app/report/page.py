@@ -134,7 +134,7 @@ def media(file: Path, caption: str, info: VideoInfo | None = None) -> str:
         # Muted, since nothing else may play by itself; what has sound keeps the browser's controls.
         shown = (
             f'<video {size} title="{label}" aria-label="{label}" preload="none" loop muted '
-            f'playsinline controls{" data-sound" if info.sound else ""}{_poster(file, info)} '
+            f"playsinline controls{' data-sound' if info.sound else ''}{_poster(file, info)} "
             f'src="{source}"></video>'
         )
     else:
