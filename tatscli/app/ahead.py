@@ -191,6 +191,16 @@ def check_network(config: FVDConfig, *sides: Path) -> None:
         weights.locate("i3d")
 
 
+def check_self_test(config: FVDConfig) -> None:
+    """Before the network is tested, which no other can stand in for.
+
+    Raises:
+        CheckpointError: It is not there.
+    """
+    if config.fvd.features == "i3d" and not config.fvd.weights:
+        weights.locate("i3d", None)
+
+
 def check_reconstruction(checkpoint: Path, config: VQGANEvalConfig) -> None:
     """Before reconstructions are scored.
 

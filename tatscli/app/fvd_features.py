@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import os
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +91,17 @@ def features_of(
         DataError: Too few videos can be read; the cache cannot be written is only a warning.
     """
     wanted = [Wanted(number, p) for number in range(len(sides)) for p in protocols]
+
+    def finish(computed: Mapping[Wanted, _Rows]) -> None:
+        for side in sides:
+            name_problems(side.undecodable, reporter)
+        for asked, (rows, videos, clips) in computed.items():
+            recipe = _recipe(sides[asked.side], asked.protocol, network, config, placement)
+            about = asdict(sides[asked.side].about)
+            found[asked] = FeatureSet(rows, videos, clips, recipe, about)
+            if asked in files:
+                _keep(found[asked], files[asked], reporter)
+
     files: dict[Wanted, Path] = {}
     found: dict[Wanted, FeatureSet] = {}
     if config.fvd.cache and not is_helper():
@@ -100,16 +115,17 @@ def features_of(
     if missing or placement.started_by != "tats":
         with reporter.task("features", "videos", sum(map(len, sides))) as task:
             extractor = _Extractor(network, config, sides, missing, task)
-            each_batch(partial(extractor.start, placement.processes), placement)
+            try:
+                each_batch(partial(extractor.start, placement.processes), placement)
+            except KeyboardInterrupt:
+                if placement.world == 1:  # several processes cannot gather any more
+                    finish(extractor.whole_sides())
+                lacking = {asked.side for asked in wanted if asked not in found}
+                kept = [str(side.root) for n, side in enumerate(sides) if n not in lacking]
+                reporter.note(_stopped(kept) if config.fvd.cache else "stopped, nothing is kept")
+                raise
             computed = extractor.features()
-        for side in sides:
-            name_problems(side.undecodable, reporter)
-        for asked, features in computed.items():
-            recipe = _recipe(sides[asked.side], asked.protocol, network, config, placement)
-            about = asdict(sides[asked.side].about)
-            found[asked] = FeatureSet(features.rows, features.videos, features.clips, recipe, about)
-            if asked in files:
-                _keep(found[asked], files[asked], reporter)
+        finish(computed)
         # The first process has more, where some were kept.
         [found, *_] = gathered(found)
     return [
@@ -189,6 +205,13 @@ def _name_skipped(
             if asked.side == number and line not in known
         }
         name_problems((Problem(*line.split(": ", 1)) for line in lines), reporter)
+
+
+def _stopped(kept: Sequence[str]) -> str:
+    """What an interruption leaves in the cache."""
+    if kept:
+        return f"stopped; features of {' and '.join(kept)} are kept, the same command goes on there"
+    return "stopped, nothing is kept: features are once there are those of all videos of a side"
 
 
 def _keep(features: FeatureSet, file: Path, reporter: Reporter) -> None:
@@ -300,13 +323,26 @@ class _Extractor:
             batch_size=None,
             # Clips as they are: a copy into a tensor of each would be all that is gained.
             collate_fn=_as_it_is,
+            worker_init_fn=_until_told,
             num_workers=choose_workers(rank.device.type, self._config.fvd.workers, processes),
         )
         return batches, self._compute
 
     def features(self) -> dict[Wanted, _Rows]:
         """What was computed by all processes, in the order of the videos."""
-        found = sorted(chain(*gathered(self._found)), key=lambda part: part.stretch)
+        return self._together(chain(*gathered(self._found)))
+
+    def whole_sides(self) -> dict[Wanted, _Rows]:
+        """What was computed of the sides of which nothing is missing, by a single process."""
+        done = Counter[int]()
+        for (side, first, stop), _, _ in self._found:
+            done[side] += stop - first
+        whole = {number for number, side in enumerate(self._sides) if done[number] == len(side)}
+        self._missing = [asked for asked in self._missing if asked.side in whole]
+        return self._together(part for part in self._found if part.stretch.side in whole)
+
+    def _together(self, found: Iterable[_Found]) -> dict[Wanted, _Rows]:
+        found = sorted(found, key=lambda part: part.stretch)
         for stretch, _, problems in found:
             for problem in problems:
                 self._sides[stretch.side].leave_out(problem)
@@ -344,6 +380,16 @@ class _Extractor:
         # The others are about as far.
         self._done += (stretch.stop - stretch.first) * self._rank.world
         self._task.update(min(self._done, self._total), self._total)
+
+
+def _until_told(worker: int) -> None:
+    """Read until the process that computes says that it is enough, or is gone; then end at once.
+
+    Ctrl-C reaches all of them. A reader that ends by itself would wait for somebody to take the
+    clips that it has read: for seconds, or for ever where nobody is left.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Finalize(None, os._exit, (0,), exitpriority=0)
 
 
 def _as_it_is(batch: Any) -> Any:

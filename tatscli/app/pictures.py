@@ -14,6 +14,10 @@ from torch import Tensor
 from tatscli.core.data.sound import sound_picture
 from tatscli.core.data.video import Frames, tile, to_uint8, write_png, write_video
 
+GRID_SAMPLES = 16
+"""Samples in the video of many side by side."""
+STRIP_ROWS = 8
+"""Rows of the still of samples: one for each, or two with the truth above it."""
 STRIP_FRAMES = 8
 """Frames of a clip that a strip shows."""
 DEFAULT_RATE = 8.0

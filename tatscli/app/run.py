@@ -32,6 +32,8 @@ from tatscli.errors import CheckpointError, ConfigError, RunError
 _BUSY = "wait until it has ended, or stop it; another run needs another --out"
 
 PACKAGES = ("torch", "lightning", "av", "numpy")
+_SESSION = ("status", "error", "command", "steps_before", "started", "ended")
+"""What is kept of a session that another one continued."""
 
 
 @dataclass(frozen=True)
@@ -234,10 +236,12 @@ class RunFolder:
             write_atomically(self.config, dump(config))
 
     @contextmanager
-    def recorded(self, **facts: Any) -> Iterator[dict[str, Any]]:
+    def recorded(self, *, continued_at: int = 0, **facts: Any) -> Iterator[dict[str, Any]]:
         """Keep ``run.json`` up to date while the run lasts.
 
         Args:
+            continued_at: Steps that were done before, where a run goes on: its earlier sessions are
+                kept beside the new one.
             facts: What to record about the run.
 
         Yields:
@@ -251,7 +255,9 @@ class RunFolder:
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},
             "machine": _machine(),
+            "steps_before": continued_at,
             "started": _now(),
+            "sessions": self._sessions() if continued_at else [],
             **facts,
         }
         self._write_record(record)
@@ -275,6 +281,20 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
         return record if isinstance(record, dict) else {}
+
+    def _sessions(self) -> list[dict[str, Any]]:
+        """The sessions of the run so far, the last one too."""
+        record = self.record
+        if not record:
+            return []
+        earlier = record.get("sessions")
+        last = {name: record[name] for name in _SESSION if name in record}
+        if "ended" not in last:  # killed: it was there as long as it wrote figures
+            last["status"] = "killed"
+            if self.metrics.is_file():
+                written = datetime.fromtimestamp(self.metrics.stat().st_mtime).astimezone()
+                last["ended"] = written.isoformat(timespec="seconds")
+        return [*(earlier if isinstance(earlier, list) else []), last]
 
     @property
     def model(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tatscli.app.devices import choose_device
 from tatscli.app.evaluate import FVDResult, evaluate_fvd
 from tatscli.app.given import GivenClips, check_given, open_given
 from tatscli.app.listing import read_listing, write_listing
-from tatscli.app.pictures import DEFAULT_RATE, enlarged, strip
+from tatscli.app.pictures import DEFAULT_RATE, GRID_SAMPLES, STRIP_ROWS, enlarged, strip
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.sampler import Cuts, Sampler, long_sampler, short_sampler
 from tatscli.config.data import ClipConfig
@@ -58,14 +58,10 @@ from tatscli.core.paths import find_checkpoint
 from tatscli.core.sampling.decode import decode_stream
 from tatscli.errors import ConfigError, DataError
 
-GRID_SAMPLES = 16
-"""Samples in the video of many side by side."""
 GRID_FRAMES = 256
 """Frames of each of them, from its beginning."""
 GRID_PIECE = 16
 """Frames of the grid that are made at once."""
-STRIP_ROWS = 8
-"""Rows of the still: one for each sample, or two with the truth above it."""
 
 
 _LESS_MEMORY = (

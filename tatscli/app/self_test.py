@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tatscli.app.ahead import check_self_test
 from tatscli.app.devices import choose_device
 from tatscli.app.fvd_features import Network
 from tatscli.app.reporting import Reporter, Silent
@@ -58,6 +59,7 @@ def self_test(config: FVDConfig, reporter: Reporter | None = None) -> SelfTest:
             f"no distance is published for {config.fvd.features} features of {frames} frames",
             f"--self-test --frames {min(ANCHORS)} to {max(ANCHORS)}, without --features",
         )
+    check_self_test(config)
     network, device = Network(config), choose_device(config.compute.device)
     clips = [np.full((frames, 64, 64, 3), level, np.uint8) for level in (0, 255)]
     values = []

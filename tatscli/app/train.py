@@ -3,10 +3,11 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ from tatscli.core import weights
 from tatscli.core.checkpoint import read_gpt
 from tatscli.core.data.bad import BAD_VIDEOS, BadVideos
 from tatscli.core.data.clips import Clip, Wanted
+from tatscli.core.data.text import TextTokenizer
 from tatscli.core.data.tokens import TokenClip
 from tatscli.core.models.perceptual import LPIPS
 from tatscli.core.original import INPUT_RANGE
@@ -100,6 +102,7 @@ class Job:
         content: The same, to be recognised.
         draw: Draws pictures of the module into files of a number.
         pictured: How many clips of each split they show, in this order.
+        pictured_as: What each of the clips is of, or was asked for; empty where that is not known.
         bad: The videos that cannot be read, where it is trained on videos.
     """
 
@@ -109,6 +112,7 @@ class Job:
     content: Content
     draw: Callable[[Any, Path, str], None]
     pictured: dict[str, int]
+    pictured_as: list[str]
     bad: BadVideos | None
 
 
@@ -160,6 +164,7 @@ def _train(
     anew = resume == AUTO
     resume = continued(config, resume)
     source: Path | None = None
+    step = 0
     if resume:
         run = RunFolder.reopen(resume, alone)
         source, step = run.newest(reporter)
@@ -200,6 +205,7 @@ def _train(
     stage = vqgan_training if kind == "vqgan" else gpt_training
     with (
         run.recorded(
+            continued_at=step,
             kind=kind,
             world=placement.world,
             precision=placement.precision,
@@ -208,6 +214,7 @@ def _train(
             classes=getattr(job.module, "classes", ()),
             data=asdict(job.content),
             pictured=job.pictured,
+            pictured_as=job.pictured_as,
         ) as record,
         reporter.task(f"training {kind}", "steps", loop.max_steps) as task,
     ):
@@ -257,7 +264,8 @@ def vqgan_job(
         must_be_heard(videos, "--input sound")
     clips = video_clips(videos, config, reporter)
     rate, chosen = videos.rate, _pictured(clips)
-    shown = torch.stack([clip.video for some in chosen.values() for clip in some])
+    pictures = list(chain(*chosen.values()))
+    shown = torch.stack([clip.video for clip in pictures])
     lightning.seed_everything(config.train.seed, verbose=False)
     module = VQGANTraining(config, config.optim.learning_rate, rate, perceptual)
     if start and (lacking := module.start_from(start)):
@@ -278,7 +286,16 @@ def vqgan_job(
             save_reconstructions(video, made, stem, rate)
 
     pictured = {split: len(some) for split, some in chosen.items()}
-    return Job(config, module, clips, videos_content(videos), draw, pictured, videos.bad)
+    return Job(
+        config,
+        module,
+        clips,
+        videos_content(videos),
+        draw,
+        pictured,
+        _named(pictures, videos.index.classes),
+        videos.bad,
+    )
 
 
 def gpt_job(config: GPTTrainConfig, source: Path | None, _: Placement, reporter: Reporter) -> Job:
@@ -311,12 +328,16 @@ def gpt_job(config: GPTTrainConfig, source: Path | None, _: Placement, reporter:
     )
     if start and not source:  # the engine loads what goes on
         module.gpt.load_state_dict(start.gpt.model.state_dict())
+    shown = held_out(clips, PICTURED_CLIPS)
+    if not architecture.infill:
+        # As many pictures as ever, where fewer clips are held out.
+        shown = [shown[n % len(shown)] for n in range(PICTURED_CLIPS)]
     draw = partial(
-        _draw_between if architecture.infill else _draw_samples,
-        config.train.seed,
-        held_out(clips, PICTURED_CLIPS),
+        _draw_between if architecture.infill else _draw_samples, config.train.seed, shown
     )
-    return Job(config, module, clips, material.content, draw, {}, material.bad)
+    classes = material.classes if "label" in config.model.conditions else ()
+    named = _named(shown, classes, material.text)
+    return Job(config, module, clips, material.content, draw, {}, named, material.bad)
 
 
 def _draw_samples(
@@ -327,9 +348,8 @@ def _draw_samples(
     number: str,
 ) -> None:
     """Pictures of what a GPT writes for class, caption and sound of some clips."""
-    gpt, numbers = training.gpt, range(PICTURED_CLIPS)
-    # As many pictures as ever, where fewer clips are held out.
-    clips = _batch([shown[n % len(shown)] for n in numbers], training.device)
+    gpt, numbers = training.gpt, range(len(shown))
+    clips = _batch(shown, training.device)
     codes = generate_window(gpt, training.condition(clips), Chances(seed, numbers), PICTURED_BY)
     if gpt.config.latent_stride > 1:
         # Key frames are not neighbours in time, so each is decoded by itself.
@@ -370,6 +390,19 @@ def _pictured(clips: Clips) -> dict[str, list[Clip]]:
     count = PICTURED_CLIPS // 2
     trained = [clips.train[slot, 0] for slot in spread(clips.slots, count)]
     return {"train": trained, "val": held_out(clips, count)}
+
+
+def _named(
+    clips: Sequence[Clip | TokenClip], classes: Sequence[str], text: TextTokenizer | None = None
+) -> list[str]:
+    """The class and the caption of each clip, as far as there are any."""
+
+    def named(clip: Clip | TokenClip) -> str:
+        name = classes[clip.label] if classes and clip.label >= 0 else ""
+        caption = text.decode(clip.text) if text else ""
+        return ", ".join(filter(None, (name, caption)))
+
+    return [named(clip) for clip in clips]
 
 
 def _finished_already(run: RunFolder, step: int, reporter: Reporter) -> TrainResult:

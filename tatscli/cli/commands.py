@@ -145,25 +145,27 @@ def defined_in(module: str) -> Mapping[str, Any]:
     app = typer.Typer(rich_markup_mode="rich")
     # The commands of an app without a name stand by themselves.
     app.add_typer(import_module(f"tatscli.cli.{module}").app)
-    _with_quiet(app)
+    _prepare(app)
     return typer.main.get_group(app).commands
 
 
-def _with_quiet(app: typer.Typer) -> None:
-    """Give every command of an app, and of the apps in it, the option to be quiet."""
+def _prepare(app: typer.Typer) -> None:
+    """Give every command of an app, and of the apps in it, what all commands have."""
     for command in app.registered_commands:
         assert command.callback is not None
-        command.callback = _quietable(command.callback)
+        command.callback = _prepared(command.callback)
         # Typer keeps the line breaks of all paragraphs but the first.
         paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
         command.callback.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
     for group in app.registered_groups:
         assert group.typer_instance is not None
-        _with_quiet(group.typer_instance)
+        _prepare(group.typer_instance)
 
 
-def _quietable(command: Callable[..., None]) -> Callable[..., None]:
+def _prepared(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the option to be quiet, which takes no empty path."""
     from tatscli.cli import console
+    from tatscli.cli.options import refuse_empty_paths
 
     signature = inspect.signature(command, eval_str=True)
 
@@ -171,6 +173,7 @@ def _quietable(command: Callable[..., None]) -> Callable[..., None]:
     def run(quiet: bool, **values: Any) -> None:
         if quiet:
             console.be_quiet(True)
+        refuse_empty_paths(signature)
         command(**values)
 
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]

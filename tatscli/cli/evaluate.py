@@ -51,6 +51,9 @@ def fvd(
     would have.
     """
     if self_test:
+        from tatscli.app.ahead import check_self_test
+
+        check_self_test(config)
         from tatscli.app.self_test import self_test as test
 
         console.result(test(config, console.Terminal()), as_json=json)

@@ -231,7 +231,6 @@ def configured(
                     console.note(f"{flag((name,))} has no effect: {item.note}")
             layers = []
             try:
-                _refuse_empty_paths(leaves)
                 resume = values.get("resume")
                 if resume and resume != AUTO:
                     if _typed(invocation, "init"):
@@ -284,6 +283,45 @@ def configured(
     return decorate
 
 
+def refuse_empty_paths(command: inspect.Signature) -> None:
+    """An empty path would be the current folder, where it stands for a variable that is not set.
+
+    Raises:
+        UsageError: One was typed.
+    """
+    takes_path = False
+    paths: set[str] = set()
+    others: set[str] = set()
+    for parameter in command.parameters.values():
+        if get_origin(parameter.annotation) is not Annotated:
+            continue
+        kind, typed, *_ = get_args(parameter.annotation)
+        if isinstance(typed, typer.models.ArgumentInfo):
+            takes_path |= _holds_path(kind)
+        elif kind is not bool:
+            names = [typed.default, *(typed.param_decls or ())]
+            (paths if _holds_path(kind) else others).update(map(str, names))
+    for before, value in pairwise(sys.argv):
+        option = value.removesuffix("=") if value else before
+        if option == value:
+            continue
+        name = option.replace("_", "-")
+        if name in paths:
+            empty = option
+        elif not value and takes_path and name not in others:
+            empty = f"the argument after {before}"
+        else:
+            continue
+        raise UsageError(
+            f"{empty} is empty",
+            'is the variable that was to stand there set? The current folder is "."',
+        )
+
+
+def _holds_path(kind: Any) -> bool:
+    return kind is Path or any(map(_holds_path, get_args(kind)))
+
+
 def _saved_folder(model: type[Config], layers: list[Layer]) -> Path | None:
     """The folder that settings mean, if a run has saved there."""
     outs = [layer.values.get("train", {}).get("out") for layer in reversed(layers)]
@@ -308,28 +346,6 @@ def _run_layer(run: Path, kind: str) -> Layer:
             f"{run} is a run of tats {found} train", f"tats {found} train --resume {run}"
         )
     return layer
-
-
-def _refuse_empty_paths(leaves: list[Setting]) -> None:
-    """An empty path would be the current folder, where it stands for a variable that is not set.
-
-    Raises:
-        ConfigError: One was typed.
-    """
-    paths = {"--resume", "--config", "-c"}
-    for leaf in leaves:
-        if option_type(leaf.field.annotation, flag(leaf.key)) is Path:
-            paths |= {flag(leaf.key), *(flag((alias.name,)) for alias in leaf.aliases)}
-    for before, value in pairwise(sys.argv):
-        option = value.removesuffix("=") if value.endswith("=") else before
-        if value not in ("", f"{option}="):
-            continue
-        if option.replace("_", "-") in paths or not option.startswith("-"):
-            name = option if option.startswith("-") else f"the argument after {before}"
-            raise ConfigError(
-                f"{name} is empty",
-                'is the variable that was to stand there set? The current folder is "."',
-            )
 
 
 def _typed_layer(context: typer.Context, leaves: list[Setting], values: dict[str, Any]) -> Layer:

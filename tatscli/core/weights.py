@@ -299,29 +299,30 @@ def verify(name: str) -> Finding:
     return Finding(Status.WRONG, detail)
 
 
-def locate(name: str, instead: str = "") -> Path:
+def locate(name: str, instead: str | None = "") -> Path:
     """Returns the verified file of a name; for `i3d`, any file of that network.
 
     Args:
         name: Which.
-        instead: What does without it, where that is not the option of ``FILES``.
+        instead: What does without it, where that is not the option of ``FILES``; None where nothing
+            does.
 
     Raises:
         CheckpointError: It is not there, or its checksum is wrong.
     """
     file = FILES[name]
-    without = f"or do without it: {instead or file.instead}"
+    without = "" if instead is None else f"; or do without it: {instead or file.instead}"
     for candidate in I3D_FILES if name == "i3d" else (name,):
         if status(candidate) is Status.VERIFIED:
             return FILES[candidate].path
     if file.path.is_file():
         raise CheckpointError(
             f"{file.path} is not the published {file.filename}: {verify(name).detail}",
-            f"{file.remedy} replaces it; {without}",
+            f"{file.remedy} replaces it{without}",
         )
     raise CheckpointError(
         f"{file.filename} is missing; needed for: {file.used_for}",
-        f"run {file.remedy}; or put the file at {file.path}; {without}",
+        f"run {file.remedy}; or put the file at {file.path}{without}",
     )
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from hashlib import blake2b
@@ -26,7 +28,7 @@ from tiny_app import (
 
 import tatscli
 from tatscli.app import evaluate as module
-from tatscli.app import fvd_sides, sample
+from tatscli.app import fvd_features, fvd_sides, sample, signature
 from tatscli.app.encode import encode
 from tatscli.app.evaluate import evaluate_fvd
 from tatscli.app.reporting import Silent
@@ -39,6 +41,7 @@ from tatscli.core.data.video import write_video
 from tatscli.core.metrics.feature_file import FeatureSet
 from tatscli.core.metrics.protocol import PROTOCOLS, Placing, Protocol
 from tatscli.core.models.i3d import random_weights
+from tatscli.core.ranks import Rank
 from tatscli.errors import CheckpointError, ConfigError, DataError
 
 
@@ -447,6 +450,57 @@ def test_features_are_computed_once_and_again_when_anything_changed(
     assert computed() == 0
 
 
+def test_an_interruption_keeps_the_sides_that_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Counted):
+        left = 0
+
+        def of(self, protocol: Any) -> Any:
+            Interrupted.left -= 1
+            if not Interrupted.left:
+                raise KeyboardInterrupt
+            return super().of(protocol)
+
+    monkeypatch.setenv("TATS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "Network", Interrupted)
+    real, fake = write(tmp_path / "real", 5), write(tmp_path / "fake", 5, seed=1)
+
+    def told(left: int) -> str:
+        notes = Notes()
+        Interrupted.left = left  # batches: of real videos 1 to 3, of samples 4 to 6
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_fvd(real, fake, options(batch_size=2, cache=True), notes)
+        [note] = notes.notes
+        return note
+
+    assert told(3).startswith("stopped, nothing is kept: ")
+    assert told(5).startswith(f"stopped; features of {real} are kept")
+    assert told(2).startswith(f"stopped; features of {real} are kept")
+    before = Counted.asked
+    evaluate_fvd(real, fake, options(batch_size=2, cache=True))
+    assert Counted.asked == before + 3
+
+
+def test_a_reader_ends_when_it_is_told_and_not_when_it_is_interrupted(tmp_path: Path) -> None:
+    config = options(workers=1, batch_size=2, resolution=0)
+    protocol, silent = PROTOCOLS["fvd"], Silent()
+    videos = write(tmp_path / "real", 8, side=64)
+    side = fvd_sides.Side(videos, True, config.fvd, ["random"], 1, 0.0, silent)
+    with silent.task("", "") as task:
+        wanted = [fvd_features.Wanted(0, protocol)]
+        extractor = fvd_features._Extractor(CheapNetwork(config), config, [side], wanted, task)
+    batches = iter(extractor.start(1, Rank(0, 1, torch.device("cpu")))[0])
+    next(batches)
+    [reader] = batches._workers
+    os.kill(reader.pid, signal.SIGINT)
+    assert len(next(batches).videos) == 2
+    start = time.monotonic()
+    del batches
+    assert not reader.is_alive()
+    assert time.monotonic() - start < 4  # torch waits for 5 seconds, then kills
+
+
 def test_two_that_write_the_same_features_leave_whole_files(tmp_path: Path) -> None:
     features = FeatureSet(torch.zeros(500, 400), ("a",) * 500, ("b",) * 500, {}, {})
     file, seen = tmp_path / "f.npz", []
@@ -718,6 +772,77 @@ def test_results_compare_only_under_one_signature(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text("{}")
     with pytest.raises(DataError, match=r"e\.json holds no result"):
         compare_results(first, tmp_path / "e.json")
+    with pytest.raises(DataError, match=r"a\.json is given twice"):
+        compare_results(first, tmp_path / "real" / ".." / "a.json")
+
+
+SIGNATURE = "tats:v1|protocol:fvd|eps:0.001|size:64x64|resolution:own|n:9/9|seed:0"
+
+
+def kept(file: Path, **changes: str) -> Path:
+    """A result with another signature."""
+    parts = dict(part.split(":") for part in SIGNATURE.split("|")) | changes
+    signature = "|".join(f"{name}:{value}" for name, value in parts.items())
+    result = {"measure": "fvd", "value": 1.0, "standard_error": 0.1, "signature": signature}
+    file.write_text(json.dumps(result))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"size": "8x8/64x64"}, "size: --resolution N for both"),
+        ({"size": "8x8", "resolution": "8"}, "size, resolution: --resolution N for both"),
+        ({"n": "9/4", "seed": "1"}, "n: --limit N for both, or --match-n; seed: --seed"),
+        ({"protocol": "tats", "eps": "1e-05"}, "protocol, eps: --protocol"),
+        ({"protocol": "custom", "eps": "1"}, "protocol: --protocol; eps: --eps"),
+        ({"tats": "v2", "later": "1"}, "tats, later: one version of tats"),
+    ],
+)
+def test_what_makes_two_results_agree_is_named(
+    tmp_path: Path, changes: dict[str, str], hint: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        compare_results(kept(tmp_path / "a.json"), kept(tmp_path / "b.json", **changes))
+    assert caught.value.hint.endswith(f"agree: {hint}")
+    for name, value in changes.items():
+        assert f"{name} " in caught.value.message
+        assert f" and {value}" in caught.value.message
+
+
+def test_every_part_of_a_signature_has_an_option(tmp_path: Path) -> None:
+    recipe = dict.fromkeys(
+        ("network", "frames", "stride", "frame_rate", "clips_per_video", "short", "seed",
+         "precision"), 1,
+    )  # fmt: skip
+    made = signature_of(PROTOCOLS["fvd"], [recipe], [{"sizes": {"8x8": 2}}], (2, 2), "c")
+    names = [part.partition(":")[0] for part in made.split("|")]
+    assert set(names[1:]) == set(signature._OPTIONS)
+
+
+def test_sizes_do_not_matter_where_both_are_brought_to_one(tmp_path: Path) -> None:
+    first = kept(tmp_path / "a.json", resolution="8")
+    [found] = compare_results(first, kept(tmp_path / "b.json", size="8x8", resolution="8"))
+    assert found.difference == 0
+
+
+def test_of_several_results_the_nearest_are_told_apart(tmp_path: Path) -> None:
+    each = ({"protocol": "tats", "seed": "1"}, {"seed": "1"})
+    both = [json.loads(kept(tmp_path / "b.json", **changes).read_text()) for changes in each]
+    (tmp_path / "both.json").write_text(json.dumps(both))
+    with pytest.raises(DataError, match="do not compare: seed 0 and 1$"):
+        compare_results(kept(tmp_path / "a.json"), tmp_path / "both.json")
+
+
+def test_results_of_other_commands_do_not_compare(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"vqgan": "runs/v", "reconstruction": {}, "time": None}))
+    with pytest.raises(DataError, match="holds a result of tats vqgan eval") as caught:
+        compare_results(kept(tmp_path / "a.json"), other)
+    assert caught.value.hint == "tats eval fvd REAL FAKE writes one: add --json > RESULT.json"
+    other.write_text(kept(tmp_path / "a.json").read_text().replace("1.0", "null"))
+    with pytest.raises(DataError, match="the value None, which is no number"):
+        compare_results(tmp_path / "a.json", other)
 
 
 def test_every_choice_is_in_the_signature() -> None:

@@ -1,17 +1,22 @@
 """The report: what it shows of runs and samples, and what it makes of broken ones."""
 
+import base64
 import csv
+import io
 import json
 import re
 import shutil
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from tiny_app import Notes, short_config
 
 from tatscli.app.report import build, folders
+from tatscli.app.report import page as page_parts
 from tatscli.app.report.build import report
 from tatscli.app.report.curves import charts, thinned
 from tatscli.app.run import read_figures
@@ -65,6 +70,12 @@ def run(vqgan_run, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def samples(gpt_run, shared) -> Path:
     return short(short_config(gpt_run, shared / "samples", sample={"name": "drawn"})).folder
+
+
+def result(**values) -> dict:
+    """What ``tats eval fvd --json`` prints, as far as it tells one."""
+    least = {"measure": "fvd", "value": 1.5, "standard_error": None, "signature": "tats:v1"}
+    return least | values
 
 
 def edit(run: Path, **values) -> None:
@@ -139,7 +150,12 @@ def test_stages_do_not_share_charts(vqgan_run, gpt_run):
 def test_samples_play_with_what_they_were_asked_for(samples):
     page = read(report([samples], samples.parent / "samples.html").page)
     videos = [attrs for tag, attrs in page.tags if tag == "video"]
-    assert [v["title"] for v in videos] == ["The first samples", "circle", "square", "circle"]
+    assert [v["title"] for v in videos] == [
+        "The first 3 samples: circle; square; circle",
+        "sample 0: circle",
+        "sample 1: square",
+        "sample 2: circle",
+    ]
     assert all({"muted", "loop", "playsinline"} <= set(v) and "autoplay" not in v for v in videos)
     assert "temperature" in page.text
 
@@ -160,6 +176,31 @@ def test_a_run_that_did_not_finish_says_so(run, status):
     assert status in page.text
     assert ("not finite at step 3" in page.text) == (status == "failed")
     assert ("still going on" in page.text) == (status == "running")
+
+
+def test_a_run_that_was_continued_is_shown_whole(run):
+    began = datetime(2026, 3, 1, 9, 0).astimezone()
+
+    def session(hour, minutes, before, **facts):
+        start = began + timedelta(hours=hour)
+        times = {"started": start, "ended": start + timedelta(minutes=minutes)}
+        facts |= {name: moment.isoformat() for name, moment in times.items()}
+        return facts | {"steps_before": before, "command": ["tats", "vqgan", f"of {hour}"]}
+
+    earlier = [session(0, 30, 0, status="stopped"), session(5, 2, 1, status="killed")]
+    edit(run, sessions=earlier, **session(8, 10, 1))
+    page = read(report([run]).page)
+    assert "1 Mar 2026, 09:00" in page.text
+    assert "42 min 0 s in 3 sessions" in page.text
+    cells = page.text[page.text.index("Sessions") : page.text.index("Commands")].split("\n")
+    assert [c for c in cells if c in ("1", "none", "2 to 3")] == ["1", "none", "2 to 3"]
+    assert [c for c in cells if c in ("stopped", "killed", "finished")] == [
+        "stopped", "killed", "finished",
+    ]  # fmt: skip
+    for hour in (0, 5, 8):
+        assert f"tats vqgan 'of {hour}'" in page.text
+    edit(run, sessions="lost")
+    assert "10 min 0 s\n" in read(report([run]).page).text
 
 
 def test_a_run_without_metrics_or_pictures_yet_has_a_page(run):
@@ -207,7 +248,7 @@ def test_names_and_texts_are_only_text(run, samples, tmp_path, monkeypatch):
     evil = run.rename(tmp_path / NAME.replace("/", "|"))
     edit(evil, command=["tats", NAME], error=NAME, status="failed")
     (evil / "metrics.csv").write_text(f'step,metric,value\n0,"train/{NAME}</script>",1\n')
-    (evil / "fvd.json").write_text(json.dumps({"measure": NAME, NAME: NAME, "signature": NAME}))
+    (evil / "fvd.json").write_text(json.dumps(result(measure=NAME, signature=NAME) | {NAME: NAME}))
     drawn = Path(shutil.copytree(samples, tmp_path / "drawn"))
     listing = drawn / "samples.json"
     content = json.loads(listing.read_text())
@@ -275,14 +316,15 @@ def test_no_verdicts_no_section(run, monkeypatch):
 
 def test_evaluations_are_shown_from_the_folder_and_from_where_they_are_named(run, tmp_path):
     signature = "fvd|frames:16|tats:0.1"
-    result = {
+    found = {
         "measure": "fvd", "value": 123.4, "standard_error": 4.56, "signature": signature,
         "skipped": [], "warnings": ["few videos", "two rates"], "sizes": [{"96x72": 24}],
         "frame_rates": [25, 25], "dead": list(range(700, 1713)),
     }  # fmt: skip
-    (run / "fvd.json").write_text(json.dumps(result))
+    (run / "fvd.json").write_text(json.dumps(found))
     given = tmp_path / "eval.json"
-    given.write_text(json.dumps({"reconstruction": {"psnr_db": 21.5, "codes": 16}, "time": None}))
+    scores = {"psnr_db": 21.5, "codes": 16}
+    given.write_text(json.dumps({"vqgan": "runs/v", "reconstruction": scores, "time": None}))
     page = read(report([run], metrics=[given]).page)
     assert "metrics" in page.sections()
     for shown in ("123.4 ± 4.6", "few videos; two rates", "96x72: 24", "25 25", "1,013 values"):
@@ -296,11 +338,25 @@ def test_what_is_no_result_of_an_evaluation_is_refused_or_left_out(run, tmp_path
     (run / "notes.json").write_text("[1]")
     notes = Notes()
     report([run], reporter=notes)
-    assert "notes.json holds a list" in notes.notes[0]
-    for name in ("notes.json", "missing.json", "metrics.csv"):
-        with pytest.raises(DataError) as caught:
+    assert "notes.json holds no result of an evaluation" in notes.notes[0]
+    for name, target in (
+        ("notes.json", "RESULT.json"),
+        ("missing.json", run / "missing.json"),
+        ("metrics.csv", "RESULT.json"),
+        ("run.json", "RESULT.json"),
+    ):
+        with pytest.raises(DataError, match=re.escape(str(run / name))) as caught:
             report([run], metrics=[run / name])
-        assert "--json >" in caught.value.hint
+        for command in ("eval fvd REAL FAKE", "eval classes REAL FAKE", "vqgan eval CKPT"):
+            assert f"tats {command}" in caught.value.hint
+        assert caught.value.hint.endswith(f"--json > {target}")
+
+
+def test_results_of_all_protocols_are_shown_each(run, tmp_path):
+    given = tmp_path / "all.json"
+    given.write_text(json.dumps([result(protocol=name) for name in ("stylegan-v", "videogpt")]))
+    page = read(report([run], metrics=[given]).page)
+    assert {"stylegan-v", "videogpt"} <= set(page.text.split())
 
 
 def test_a_wrong_folder_is_an_error_with_a_hint(tmp_path, run):
@@ -332,11 +388,50 @@ def test_only_a_page_is_overwritten(run):
 def test_pictures_say_which_clips_are_held_out(run):
     said = "From the top left on, training clips: 1 and 2; held-out clips: 3 and 4."
     assert said in read(report([run]).page).text
-    edit(run, pictured={"train": 1, "val": 2})
+    [first, *_] = json.loads((run / "run.json").read_text())["pictured_as"]
+    assert f"They are of: {first}; " in read(report([run]).page).text
+    edit(run, pictured={"train": 1, "val": 2}, pictured_as=None)
     assert "training clips: 1; held-out clips: 2 and 3." in read(report([run]).page).text
     for unknown in (None, {"val": "all"}, 7):
         edit(run, pictured=unknown)
         assert "From the top left" not in read(report([run]).page).text
+    edit(run, pictured_as=["a " * 40, ""])
+    said = f"From the top left on, of: {'a ' * 28}...; unknown."
+    assert said in read(report([run]).page).text
+
+
+def test_pictures_of_a_gpt_say_what_was_asked_for(gpt_run, tmp_path):
+    names = json.loads((gpt_run / "run.json").read_text())["pictured_as"]
+    assert len(names) == 4 and {*names} <= {"circle", "square"}
+    said = f"From the top left on, of: {'; '.join(names)}."
+    assert said in read(report([gpt_run], tmp_path / "gpt.html").page).text
+
+
+def test_samples_say_what_they_were_given(samples, tmp_path):
+    folder = Path(shutil.copytree(samples, tmp_path / "given"))
+    listing = folder / "samples.json"
+    content = json.loads(listing.read_text())
+    for sample in content["samples"]:
+        given = {"text": "a red ball", "given": "some/v6.mp4", "class": "ball", "audio": "s.wav"}
+        sample |= {"label": None, "truth": sample["file"], **given}
+    listing.write_text(json.dumps(content))
+    page = read(report([folder]).page)
+    titles = [attrs["title"] for tag, attrs in page.tags if tag == "video"]
+    assert titles[1] == "sample 0: a red ball, ball, from v6.mp4, sound of s.wav"
+    assert titles[0].startswith("The first 3 samples, each right of what its video really shows: a")
+    assert "Frames of the first 3, in a row each, each below what its video" in page.text
+
+
+def test_videos_show_their_first_frame_until_they_play(run, samples, tmp_path):
+    page = read(report([run, samples], tmp_path / "both.html").page)
+    for video in (attrs for tag, attrs in page.tags if tag == "video"):
+        kind, content = video["poster"].split(",")
+        assert kind == "data:image/jpeg;base64"
+        assert len(content) < build.AROUND
+        poster = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert max(poster.size) <= page_parts.POSTER
+        shape = int(video["width"]) / int(video["height"])
+        assert poster.width / poster.height == pytest.approx(shape, rel=0.05)
 
 
 def test_a_precision_is_called_what_the_option_calls_it(run):

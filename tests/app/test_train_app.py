@@ -1,9 +1,11 @@
 """Training as a use case: run folders, refusals, continuing, and what a run is told about data."""
 
 import json
+import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,11 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(data: Path, tmp_path: 
     assert (again.status, again.steps, again.signal) == ("finished", 4, 0)
     assert again.figures == whole.figures
     assert not [name for name in files(again.run) if name.endswith(".part")]
-    assert json.loads((again.run / "run.json").read_text())["steps"] == 4
+    record = json.loads((again.run / "run.json").read_text())
+    assert (record["steps_before"], record["steps"]) == (2, 4)
+    [before] = record["sessions"]
+    assert (before["status"], before["steps_before"]) == ("finished", 0)
+    assert before["started"] <= before["ended"] <= record["started"]
     assert resolve(VQGANTrainConfig, [read_layer(again.run / "config.yaml")]) == longer
 
 
@@ -150,6 +156,23 @@ def test_a_run_that_fails_says_so_in_its_record(
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "failed"
     assert "No space left" in record["error"]
+
+
+def test_a_session_that_was_killed_lasted_until_its_last_figure(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", ExitStack())
+    with run.recorded():
+        killed = (run.path / "run.json").read_text()
+    (run.path / "run.json").write_text(killed)
+    run.metrics.write_text("step,metric,value\n")
+    os.utime(run.metrics, (1e9, 1e9))
+    with run.recorded(continued_at=7) as record:
+        [first] = record["sessions"]
+    assert first["status"] == "killed"
+    assert datetime.fromisoformat(first["ended"]).timestamp() == 1e9
+    with run.recorded(continued_at=9) as record:
+        assert [s["status"] for s in record["sessions"]] == ["killed", "finished"]
+    with run.recorded() as record:  # a new run in the folder of one that never saved
+        assert record["sessions"] == []
 
 
 @pytest.mark.parametrize("name", ["LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK"])

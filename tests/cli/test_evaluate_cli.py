@@ -87,6 +87,15 @@ def test_mistakes_end_with_a_code_a_message_and_nothing_on_stdout(
     assert "Traceback" not in outcome.err
 
 
+def test_the_self_test_says_the_one_command_that_it_needs(tats) -> None:
+    outcome = tats("eval", "fvd", "--self-test")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "hint: run tats weights fetch i3d; or put the file at " in outcome.err
+    assert "without" not in outcome.err
+    other = tats("eval", "fvd", "--self-test", "--features", "random")
+    assert other.err.endswith("--self-test --frames 10 to 30, without --features\n")
+
+
 def test_files_of_features_know_what_they_are_of(tats, sides: Path) -> None:
     made = tats("eval", "features", "real.npy", "--out", "real.npz", *GIVEN, "--json")
     assert made.code == 0 and json.loads(made.out)["videos"] == 5

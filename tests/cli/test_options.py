@@ -368,6 +368,14 @@ def test_an_obsolete_option_can_have_a_value(small):
         (("vqgan", "train", "--data_path", "", "--dry-run"), "--data_path"),
         (("vqgan", "train", "--data=", "--dry-run"), "--data"),
         (("data", "check", ""), "the argument after check"),
+        (("data", "check", "--json", ""), "the argument after --json"),
+        (("demo", ""), "the argument after demo"),
+        (("report", ""), "the argument after report"),
+        (("report", "run", "--metrics", ""), "--metrics"),
+        (("report", "run", "--out="), "--out"),
+        (("eval", "compare", "a.json", ""), "the argument after a.json"),
+        (("eval", "features", "videos", "-o", ""), "-o"),
+        (("ckpt", "info", ""), "the argument after info"),
         (("eval", "fvd", "videos", "", "--match", ""), "the argument after videos"),
     ],
 )
@@ -375,3 +383,7 @@ def test_a_variable_that_is_not_set_is_not_the_current_folder(tats, line, named)
     done = tats(*line)
     assert done.code == 2
     assert f"error: {named} is empty" in done.err
+
+
+def test_what_ends_like_an_option_without_a_value_may_be_a_path(tats) -> None:
+    assert "error: a=: no such folder" in tats("data", "check", "a=").err

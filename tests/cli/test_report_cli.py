@@ -25,7 +25,8 @@ def test_a_page_is_written_and_named(tats, run):
 
 
 def test_the_result_as_json_says_what_is_on_the_page(tats, run, tmp_path):
-    (tmp_path / "fvd.json").write_text('{"value": 1.5}')
+    found = {"measure": "fvd", "value": 1.5, "standard_error": None, "signature": "tats:v1"}
+    (tmp_path / "fvd.json").write_text(json.dumps(found))
     outcome = tats("report", "runs", "--out", "x.html", "--metrics", "fvd.json", "--json")
     found = json.loads(outcome.out)
     assert (found["page"], found["runs"], found["left_out"]) == ("x.html", 1, [])

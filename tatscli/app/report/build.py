@@ -5,15 +5,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from tatscli import __version__
 from tatscli.app.diagnose import diagnose
+from tatscli.app.pictures import GRID_SAMPLES, STRIP_ROWS
 from tatscli.app.report import page
 from tatscli.app.report.curves import charts
-from tatscli.app.report.folders import Evaluation, Run, Samples, find, flat, read_evaluation
+from tatscli.app.report.folders import Run, Samples, find, flat
 from tatscli.app.report.page import Section
 from tatscli.app.reporting import Reporter, Silent
+from tatscli.app.results import Evaluation, read_results
 from tatscli.config.words import counted
 from tatscli.core.data.video import VideoInfo, probe
 from tatscli.core.diagnosis import Verdict
@@ -24,8 +27,8 @@ PAGE_BYTES = 20_000_000
 """Of a page at most: it can still be mailed, and opened on a phone."""
 STEPS = 24
 """Steps of a run whose pictures are shown, if there are more."""
-AROUND = 1000
-"""Bytes of a page around a picture."""
+AROUND = 8000
+"""Bytes of a page around a picture, the poster of a video among them."""
 GALLERY = 12
 """Samples of a folder that are shown one by one."""
 STAGES = {"vqgan": "Stage one: VQGAN", "gpt": "Stage two: GPT"}
@@ -40,6 +43,8 @@ _LISTED = 12
 """Numbers of a list that are written out; of more, how many there are."""
 Kept = dict[Path, VideoInfo]
 """Files that a page has room for, and what is known of them."""
+NAME = 60
+"""Letters of what a picture among others is of."""
 UNCOMPARED = {"train.out"}
 """Settings that differ between any two runs."""
 
@@ -75,7 +80,8 @@ def report(
         folders: Run folders of either stage, folders of samples, and folders that hold some of
             them, such as that of the demo. A run may go on, have failed, or have no metrics yet.
         out: The page; ``report.html`` in the first folder if not given.
-        metrics: Results of evaluations, as ``--json`` prints them, beside those in the folders.
+        metrics: Files of results of evaluations, as ``--json`` prints them, beside those in the
+            folders.
         reporter: Told what cannot be read.
 
     Raises:
@@ -92,7 +98,7 @@ def report(
             "give the page another name with --out, or move that file away",
         )
     runs, samples = find(folders, reporter)
-    given = [read_evaluation(file) for file in metrics]
+    given = [evaluation for file in metrics for evaluation in read_results(file)]
     shown: list[Run | Samples] = [*runs, *samples]
     found = [evaluation for one in shown for evaluation in one.evaluations]
     front = [*_summary(runs), *_verdicts(runs, reporter), *_curves(runs)]
@@ -126,7 +132,7 @@ def _summary(runs: Sequence[Run]) -> Iterator[Section]:
         cards = [
             page.card(
                 run.name,
-                page.facts(_facts(run)) + _failure(run) + _command(run),
+                page.facts(_facts(run)) + _failure(run) + _sessions(run) + _commands(run),
                 page.pill(run.status, STATUS_LEVELS.get(run.status, "")),
                 colour,
             )
@@ -142,7 +148,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Stage": STAGES.get(run.kind, run.kind),
         "Steps": f"{run.steps:,}" + (f" of {most:,}" if isinstance(most, int) else ""),
         "Started": _day(run.started),
-        "Time": _clock(run.time),
+        "Time": _time(run),
         "Last written": _day(run.last_sign) if run.status == "running" else "",
         "Device": _device(record),
         "Precision": PRECISIONS.get(str(precision), str(precision)),
@@ -159,12 +165,33 @@ def _failure(run: Run) -> str:
     return page.failure(str(run.record["error"])) if run.record.get("error") else ""
 
 
-def _command(run: Run) -> str:
-    words = run.record.get("command")
-    if not isinstance(words, list):
+def _time(run: Run) -> str:
+    time, count = _clock(run.time), len(run.sessions)
+    return f"{time} in {count} sessions" if time and count > 1 else time
+
+
+def _sessions(run: Run) -> str:
+    """What came of each session of a run that was continued."""
+    if len(run.sessions) < 2:
         return ""
-    line = shlex.join(["tats", *map(str, words[1:])])
-    return page.folded("Command", page.commands([line]))
+    rows = [
+        [
+            _day(session.started) or "unknown",
+            " to ".join(f"{n:,}" for n in dict.fromkeys(session.steps)) or "none",
+            _clock(session.time) or "unknown",
+            session.status,
+        ]
+        for session in run.sessions
+    ]
+    table = page.table(["Started", "Steps", "Time", "Status"], rows)
+    return page.folded("Sessions", page.boxed(table))
+
+
+def _commands(run: Run) -> str:
+    """The command line of each session."""
+    lines = [shlex.join(["tats", *s.command[1:]]) for s in run.sessions if s.command]
+    title = "Commands" if len(lines) > 1 else "Command"
+    return page.folded(title, page.commands(lines)) if lines else ""
 
 
 def _verdicts(runs: Sequence[Run], reporter: Reporter) -> Iterator[Section]:
@@ -242,14 +269,19 @@ def _drawn(runs: Sequence[Run], kept: Kept) -> Iterator[Section]:
 
 
 def _pictured(run: Run) -> str:
-    """Which of the clips in its pictures are of which split, where a run recorded it."""
+    """What the clips in its pictures are of, and of which split, where a run recorded it."""
     counts, said, first = _mapping(run.record.get("pictured")), [], 1
+    stored = run.record.get("pictured_as")
+    names = _in_order([str(name) for name in stored]) if isinstance(stored, list) else ""
     for split, name in SPLITS.items():
         if isinstance(count := counts.get(split), int) and count:
             numbers = " and ".join(map(str, range(first, first + count)))
             said.append(f"{name}: {numbers}")
             first += count
-    return f"From the top left on, {'; '.join(said)}." if said else ""
+    told = f"From the top left on, {'; '.join(said)}." if said else ""
+    if names:
+        told += f" They are of: {names}." if told else f"From the top left on, of: {names}."
+    return told
 
 
 def _drawn_caption(file: Path, step: int) -> str:
@@ -262,11 +294,7 @@ def _samples(samples: Sequence[Samples], kept: Kept) -> Iterator[Section]:
     for folder in samples:
         grid = [
             page.media(file, caption, kept[file])
-            for file, caption in zip(
-                _grid(folder),
-                ("The first samples", "Frames of the first, in a row each"),
-                strict=True,
-            )
+            for file, caption in zip(_grid(folder), _grid_captions(folder), strict=True)
             if file in kept
         ]
         single = [
@@ -285,6 +313,29 @@ def _samples(samples: Sequence[Samples], kept: Kept) -> Iterator[Section]:
         bodies.append(page.part(folder.name, body, f"{text}."))
     if bodies:
         yield Section("Samples", "", "\n".join(bodies))
+
+
+def _grid_captions(samples: Samples) -> tuple[str, str]:
+    """What is seen in the video of the first samples, and in the still."""
+    shown = min(len(samples.listed), GRID_SAMPLES)
+    rows = min(shown, STRIP_ROWS // 2 if samples.has_truth else STRIP_ROWS)
+    beside, below = (
+        f", {place} what its video really shows" if samples.has_truth else ""
+        for place in ("each right of", "each below")
+    )
+    names = _in_order([samples.asked(number) for number in range(shown)])
+    return (
+        f"The first {counted(shown, 'sample')}{beside}" + (f": {names}" if names else ""),
+        f"Frames of the first {rows}, in a row each{below}",
+    )
+
+
+def _in_order(names: Sequence[str]) -> str:
+    """What each picture is of, once where it is the same; nothing where no name is known."""
+    if not any(names):
+        return ""
+    told = [shorten(name or "unknown", NAME, placeholder=" ...") for name in names]
+    return told[0] if len(set(names)) == 1 else "; ".join(told)
 
 
 def _codes(runs: Sequence[Run]) -> Iterator[Section]:

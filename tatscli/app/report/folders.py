@@ -1,16 +1,17 @@
 """What a report can show: runs, folders of samples, and folders that hold some of them."""
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tatscli.app.listing import LISTING, read_listing
 from tatscli.app.report.curves import Points
 from tatscli.app.reporting import Reporter
+from tatscli.app.results import Evaluation, read_results
 from tatscli.app.run import RunFolder, read_figures
 from tatscli.config.files import read_layer
 from tatscli.errors import ConfigError, DataError, RunError
@@ -23,6 +24,30 @@ DRAWN = re.compile(r"(?:reconstructions|samples)-(\d+)\.(?:png|mp4)")
 """What a run draws at a step."""
 UNLIKE_SAMPLES = {"index", "file", "lossless", "truth"}
 """What is known about a sample beside its condition and its settings."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """From where a run was started, or continued, to where it ended.
+
+    Attributes:
+        status: As that of a run; ``killed`` where it could not say how it ended.
+        command: As typed.
+        steps: The first and the last step that came of it; nothing where there is none.
+        started: When.
+        ended: When; of one that goes on, when it last wrote a metric.
+    """
+
+    status: str
+    command: list[str]
+    steps: tuple[int, ...]
+    started: datetime | None
+    ended: datetime | None
+
+    @property
+    def time(self) -> timedelta | None:
+        """How long it took."""
+        return self.ended - self.started if self.ended and self.started else None
 
 
 @dataclass(frozen=True)
@@ -47,7 +72,7 @@ class Run:
     settings: dict[str, Any]
     metrics: dict[str, Points]
     drawn: dict[int, list[Path]]
-    evaluations: list["Evaluation"]
+    evaluations: list[Evaluation]
 
     @property
     def status(self) -> str:
@@ -61,9 +86,28 @@ class Run:
         return max([_whole(self.record.get("steps")), *logged, *self.drawn])
 
     @property
+    def sessions(self) -> list[Session]:
+        """The first one and, where it was stopped and continued, those that followed."""
+        earlier = self.record.get("sessions")
+        records = [s for s in earlier if isinstance(s, dict)] if isinstance(earlier, list) else []
+        records.append(self.record)
+        done = [*(_whole(record.get("steps_before")) for record in records), self.steps]
+        ends = [*(_moment(record.get("ended")) for record in records[:-1]), self.last_sign]
+        return [
+            Session(
+                status=str(record.get("status", "unknown")),
+                command=_words(record.get("command")),
+                steps=(before + 1, after) if before < after else (),
+                started=_moment(record.get("started")),
+                ended=end,
+            )
+            for record, end, (before, after) in zip(records, ends, pairwise(done), strict=True)
+        ]
+
+    @property
     def started(self) -> datetime | None:
-        """When it was started, or last continued."""
-        return _moment(self.record.get("started"))
+        """When it was started."""
+        return self.sessions[0].started
 
     @property
     def last_sign(self) -> datetime | None:
@@ -75,8 +119,9 @@ class Run:
 
     @property
     def time(self) -> timedelta | None:
-        """From its start to its last sign."""
-        return self.last_sign - self.started if self.last_sign and self.started else None
+        """Of all sessions, without the time between them."""
+        known = [session.time for session in self.sessions if session.time]
+        return sum(known, timedelta()) if known else None
 
 
 @dataclass(frozen=True)
@@ -93,7 +138,7 @@ class Samples:
     folder: Path
     name: str
     listed: list[dict[str, Any]]
-    evaluations: list["Evaluation"]
+    evaluations: list[Evaluation]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,29 +150,31 @@ class Samples:
             if key not in UNLIKE_SAMPLES and all(other.get(key) == value for other in others)
         }
 
-    def caption(self, number: int) -> str:
-        """What a sample was asked for; else its number."""
+    @property
+    def has_truth(self) -> bool:
+        """Whether they were given videos, of which it is known what they really show."""
+        return "truth" in self.listed[0]
+
+    def asked(self, number: int) -> str:
+        """What a sample was asked for, and what it was given; nothing where there is neither."""
         sample = self.listed[number]
         asked = [str(sample[key]) for key in ("label", "text", "class") if sample.get(key)]
-        return ", ".join(asked) or f"sample {number}"
+        asked += [
+            f"{word} {Path(str(sample[key])).name}"
+            for key, word in (("given", "from"), ("audio", "sound of"))
+            if sample.get(key)
+        ]
+        return ", ".join(dict.fromkeys(asked))
+
+    def caption(self, number: int) -> str:
+        """Which sample it is."""
+        name, asked = f"sample {self.listed[number].get('index', number)}", self.asked(number)
+        return f"{name}: {asked}" if asked else name
 
     @property
     def files(self) -> list[Path]:
         """The videos."""
         return [self.folder / str(sample["file"]) for sample in self.listed]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A result of an evaluation, as ``--json`` prints it.
-
-    Attributes:
-        file: Where it was kept.
-        values: The result.
-    """
-
-    file: Path
-    values: dict[str, Any]
 
 
 def find(folders: Sequence[Path], reporter: Reporter) -> tuple[list[Run], list[Samples]]:
@@ -153,25 +200,7 @@ def find(folders: Sequence[Path], reporter: Reporter) -> tuple[list[Run], list[S
     return sorted(runs, key=lambda run: run.kind == "gpt"), samples
 
 
-def read_evaluation(file: Path) -> Evaluation:
-    """A result of ``tats eval``, kept as JSON.
-
-    Raises:
-        DataError: It is none.
-    """
-    hint = f"write it with: tats eval fvd REAL FAKE --json > {file}"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}", hint) from None
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}", hint) from None
-    if not isinstance(values, dict):
-        raise DataError(f"{file} holds a {type(values).__name__}, expected one result", hint)
-    return Evaluation(file, values)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key."""
     found: dict[str, Any] = {}
     for key, value in values.items():
@@ -236,11 +265,11 @@ def _run(place: Path, name: str, reporter: Reporter) -> Run:
 
 
 def _evaluations(folder: Path, reporter: Reporter) -> list[Evaluation]:
-    found = []
+    found: list[Evaluation] = []
     for file in sorted(folder.glob("*.json")):
         if file.name not in (RECORD, LISTING):
             try:
-                found.append(read_evaluation(file))
+                found += read_results(file)
             except DataError as error:
                 reporter.note(f"left out: {error.message}")
     return found
@@ -248,6 +277,10 @@ def _evaluations(folder: Path, reporter: Reporter) -> list[Evaluation]:
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _words(command: Any) -> list[str]:
+    return [str(word) for word in command] if isinstance(command, list) else []
 
 
 def _moment(text: Any) -> datetime | None:

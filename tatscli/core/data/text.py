@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from tokenizers import (
     Regex,
     Tokenizer,
+    decoders,
     models,
     normalizers,
     pre_tokenizers,
@@ -80,6 +81,14 @@ class TextTokenizer(BaseModel):
             found = self._cutting.encode(text).ids
             ids[: len(found)] = torch.tensor(found, dtype=torch.long)
         return ids
+
+    def decode(self, ids: Tensor) -> str:
+        """The text that ids stand for, as far as they tell."""
+        tokenizer = _defined(self.definition)
+        if tokenizer.decoder is None:  # those that are trained here
+            tokenizer.decoder = decoders.ByteLevel()
+        text: str = tokenizer.decode([n for n in ids.tolist() if n != self.pad_id])
+        return text.strip()
 
     def length(self, text: str) -> int:
         """Tokens that a text has by itself, marks included."""

@@ -51,6 +51,13 @@ def test_the_same_captions_in_any_order_give_the_same_tokenizer(trained: TextTok
     assert train_tokenizer(CAPTIONS[:9], 280).fingerprint != trained.fingerprint
 
 
+def test_ids_are_read_as_the_text_that_was_kept(trained: TextTokenizer) -> None:
+    for text in (CAPTIONS[0], "a größer ball", "日本"):
+        assert trained.decode(trained.encode(text)) == text
+    assert trained.decode(trained.encode(" A  Red\nball ")) == "a red ball"
+    assert trained.decode(trained.encode("")) == ""
+
+
 def test_the_fingerprint_is_that_of_the_rules_whatever_the_length(trained: TextTokenizer) -> None:
     longer = train_tokenizer(CAPTIONS, 280, tokens=40)
     assert (longer.tokens, longer.fingerprint) == (40, trained.fingerprint)
