@@ -26,6 +26,7 @@ from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.base import Config
 from tatscli.config.files import dump
 from tatscli.core.files import UNFINISHED, claim_empty, held_alone, written_whole
+from tatscli.core.signals import STOPS, held_back
 from tatscli.errors import CheckpointError, RunError
 
 _BUSY = "wait until it has ended, or stop it; another run needs another --out"
@@ -217,8 +218,8 @@ class RunFolder:
             "started": _now(),
             **facts,
         }
-        self._write_record(record)
         try:
+            self._write_record(record)
             yield record
         except BaseException as error:
             name = type(error).__name__
@@ -228,7 +229,8 @@ class RunFolder:
             record["ended"] = _now()
             if record["status"] == "running":
                 record["status"] = "finished"
-            self._write_record(record)
+            with held_back(*STOPS):
+                self._write_record(record)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tiny_app import Notes, broken, encode_config, gpt_config, vqgan_config
 
+from tatscli.app import run as run_module
 from tatscli.app import train as module
 from tatscli.app.architecture import gpt_architecture
 from tatscli.app.devices import batch_norm_notes, placement_notes
@@ -146,6 +148,23 @@ def test_a_run_that_fails_says_so_in_its_record(
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "failed"
     assert "No space left" in record["error"]
+
+
+def test_a_second_interrupt_leaves_the_record_of_a_run_whole(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.create(tmp_path / "run", ExitStack())
+    write = run_module.write_atomically
+
+    def interrupted(file: Path, text: str) -> None:
+        if "KeyboardInterrupt" in text:
+            signal.raise_signal(signal.SIGINT)
+        write(file, text)
+
+    monkeypatch.setattr(run_module, "write_atomically", interrupted)
+    with pytest.raises(KeyboardInterrupt), run.recorded(kind="vqgan"):
+        raise KeyboardInterrupt
+    assert run.record["status"] == "failed"
 
 
 @pytest.mark.parametrize("name", ["LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK"])
