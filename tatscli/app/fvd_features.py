@@ -28,6 +28,7 @@ from tatscli.core.metrics.protocol import Placing, Protocol
 from tatscli.core.models.i3d import CLASSES, I3D, random_weights
 from tatscli.core.models.i3d_files import read_i3d, unofficial, weights_digest
 from tatscli.core.ranks import Rank, each_batch, gathered
+from tatscli.core.signals import attached
 from tatscli.core.training.placement import Placement, choose_workers
 from tatscli.errors import DataError
 
@@ -301,6 +302,7 @@ class _Extractor:
             # Clips as they are: a copy into a tensor of each would be all that is gained.
             collate_fn=_as_it_is,
             num_workers=choose_workers(rank.device.type, self._config.fvd.workers, processes),
+            worker_init_fn=attached,
         )
         return batches, self._compute
 

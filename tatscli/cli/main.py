@@ -74,6 +74,10 @@ def main() -> None:
         # A write that fails, unlike an open, does not say of which file.
         where = f"{error.filename}: " if error.filename else ""
         _stop(f"{where}{error.strerror}", DISK_HINTS[error.errno], 1)
+    finally:
+        # What comes while Python ends would show where.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -3,13 +3,16 @@
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from tatscli.core.signals import STOPS, heard, held_back, until_asked
+from tatscli.core.signals import STOPS, heard, held_back, started, until_asked
 
 
 class Reader(IterableDataset[torch.Tensor]):
@@ -52,3 +55,39 @@ def test_signals_that_are_held_back_come_at_the_end_or_once_they_are_heard() -> 
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert came == ["first", "signal", "signal", "second", "third", "signal"]
+
+
+def test_a_signal_is_not_lost_while_readers_are_started() -> None:
+    class Forking:
+        def __iter__(self) -> Iterator[int]:
+            signal.raise_signal(signal.SIGINT)
+            done.append("started")
+            return iter([1, 2])
+
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        list(started(Forking()))
+    assert done == ["started"]
+
+
+def test_a_reader_whose_process_ended_while_it_was_starting_ends(tmp_path: Path) -> None:
+    file = tmp_path / "reads.py"
+    file.write_text("""
+import os, signal, time
+from torch.utils.data import DataLoader
+from tatscli.core.signals import attached
+
+def late(worker):
+    time.sleep(2)
+    attached(worker)
+
+batches = iter(DataLoader(range(2), num_workers=1, worker_init_fn=late))
+print(batches._workers[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+""")
+    with subprocess.Popen([sys.executable, file], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        reader, end = process.stdout.readline().strip(), time.monotonic() + 15
+    while Path(f"/proc/{reader}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -26,6 +27,10 @@ _OFTEN = 0.05
 """Seconds between two looks for those that have arrived."""
 _SELDOM = 5.0
 """Seconds between two looks for one that was lost."""
+_TIME_TO_FIND = timedelta(minutes=10)
+_TIME_TO_CONNECT = timedelta(seconds=30)
+"""For how long the first process of a machine looks for that of another one, and those it started
+for itself: it may be gone."""
 _TIME_TO_END = 5.0
 _TIME_TO_FAIL = 20.0
 """In which the first process, if it can do anything, ends after another one was lost."""
@@ -56,6 +61,8 @@ class Others:
             int(os.environ.get("MASTER_PORT", 0)),
             placement.world,
             rank == 0,
+            # On this machine it is there before any that is started by another.
+            timeout=_TIME_TO_FIND if is_first else _TIME_TO_CONNECT,
             wait_for_workers=False,
             multi_tenant=True,
         )

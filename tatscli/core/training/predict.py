@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as lightning
 
 from tatscli.core.ranks import AGAIN, Rank, Start
-from tatscli.core.signals import heard
+from tatscli.core.signals import heard, started
 from tatscli.core.training.engine import environment, quieten, strategy
 from tatscli.core.training.others import OTHERS, together
 from tatscli.core.training.placement import Placement
@@ -44,7 +44,7 @@ class _Work(lightning.LightningModule):
         device = trainer.strategy.root_device
         batches, self._step = self._start(Rank(trainer.global_rank, trainer.world_size, device))
         # Without a length to count by. Lightning begins twice, which would lose what is read ahead.
-        return (batch for batch in batches)
+        return started(batches)
 
     def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
         """Leave that to the step."""
