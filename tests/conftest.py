@@ -1,7 +1,8 @@
 """What all tests share."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,9 @@ class Outcome:
 
 
 @pytest.fixture
-def tats(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
+def tats(monkeypatch, capsys, tmp_path) -> Iterator[Callable[..., Outcome]]:
     """Calls the program in this process, in an empty folder and with an empty cache."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TATS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "300")
@@ -40,7 +42,9 @@ def tats(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
         captured = capsys.readouterr()
         return Outcome(int(stop.value.code or 0), captured.out, captured.err)
 
-    return call
+    yield call
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

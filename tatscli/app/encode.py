@@ -52,6 +52,7 @@ from tatscli.core.models.inference import vqgan_for_inference
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.ranks import Rank, each_batch, gathered
 from tatscli.core.sampling.decode import WHOLE_FRAMES, decode_stream, encode_stream
+from tatscli.core.signals import attached
 from tatscli.core.training.placement import choose_workers
 from tatscli.errors import DataError
 
@@ -461,6 +462,7 @@ class Encoder:
             sampler=_Stretches(self._writer.claims(share), options.batch_size),
             batch_size=None,
             num_workers=choose_workers(rank.device.type, options.workers, processes),
+            worker_init_fn=attached,
             pin_memory=rank.device.type == "cuda",
         )
         return batches, self._encode

@@ -2,14 +2,11 @@
 
 import hashlib
 import json
-import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +29,7 @@ from tatscli.core.metrics.protocol import Placing, Protocol
 from tatscli.core.models.i3d import CLASSES, I3D, random_weights
 from tatscli.core.models.i3d_files import read_i3d, unofficial, weights_digest
 from tatscli.core.ranks import Rank, each_batch, gathered
+from tatscli.core.signals import attached
 from tatscli.core.training.placement import Placement, choose_workers
 from tatscli.errors import DataError
 
@@ -323,8 +321,8 @@ class _Extractor:
             batch_size=None,
             # Clips as they are: a copy into a tensor of each would be all that is gained.
             collate_fn=_as_it_is,
-            worker_init_fn=_until_told,
             num_workers=choose_workers(rank.device.type, self._config.fvd.workers, processes),
+            worker_init_fn=attached,
         )
         return batches, self._compute
 
@@ -380,16 +378,6 @@ class _Extractor:
         # The others are about as far.
         self._done += (stretch.stop - stretch.first) * self._rank.world
         self._task.update(min(self._done, self._total), self._total)
-
-
-def _until_told(worker: int) -> None:
-    """Read until the process that computes says that it is enough, or is gone; then end at once.
-
-    Ctrl-C reaches all of them. A reader that ends by itself would wait for somebody to take the
-    clips that it has read: for seconds, or for ever where nobody is left.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Finalize(None, os._exit, (0,), exitpriority=0)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,6 +1,6 @@
 """Who started this process: the user, or torchrun or SLURM as one of several; free of torch.
 
-Lightning starts further processes of a run by its own command line, and tells them by variables
+The first process of a run starts the others by its own command line, and tells them by variables
 in the environment, as torchrun and SLURM do.
 """
 

@@ -131,7 +131,8 @@ def program_seconds(module: str) -> float:
     """Seconds in which the program starts and loads what a command needs."""
     start = time.perf_counter()
     code = f"import tatscli.cli.main, {module}"
-    subprocess.run([sys.executable, "-c", code], check=False)
+    # By itself, since it would answer a Ctrl-C, too: with its traceback.
+    subprocess.run([sys.executable, "-c", code], check=False, process_group=0)
     return time.perf_counter() - start
 
 

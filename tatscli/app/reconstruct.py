@@ -57,6 +57,7 @@ from tatscli.core.models.perceptual import LEAST_SIDES, LPIPS, Network
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.precision import strict_float32
 from tatscli.core.sampling.decode import decode_stream, encode_stream
+from tatscli.core.signals import attached
 from tatscli.core.training.placement import choose_workers
 from tatscli.errors import CheckpointError, ConfigError, DataError
 
@@ -388,6 +389,7 @@ def _score(
         batch_size=options.batch_size,
         collate_fn=list,
         num_workers=workers,
+        worker_init_fn=attached,
     )
     with (
         reporter.task("reconstructing", "clips", len(clips)) as task,
@@ -495,6 +497,7 @@ def _readable(
         batch_size=_READ_TOGETHER,
         collate_fn=list,
         num_workers=workers,
+        worker_init_fn=attached,
     )
     with reporter.task("reading", "clips", len(clips)) as task:
         for number, item in enumerate(chain.from_iterable(found)):

@@ -27,6 +27,7 @@ from tatscli.config.base import Config
 from tatscli.config.files import dump, read_layer, resolve
 from tatscli.config.train import AUTO, GPTTrainConfig, VQGANTrainConfig
 from tatscli.core.files import UNFINISHED, claim_empty, held_alone, written_whole
+from tatscli.core.signals import STOPS, held_back
 from tatscli.errors import CheckpointError, ConfigError, RunError
 
 _BUSY = "wait until it has ended, or stop it; another run needs another --out"
@@ -260,8 +261,8 @@ class RunFolder:
             "sessions": self._sessions() if continued_at else [],
             **facts,
         }
-        self._write_record(record)
         try:
+            self._write_record(record)
             yield record
         except BaseException as error:
             name = type(error).__name__
@@ -271,7 +272,8 @@ class RunFolder:
             record["ended"] = _now()
             if record["status"] == "running":
                 record["status"] = "finished"
-            self._write_record(record)
+            with held_back(*STOPS):
+                self._write_record(record)
 
     @property
     def record(self) -> dict[str, Any]:

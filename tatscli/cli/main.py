@@ -1,7 +1,9 @@
 """The ``tats`` program: where it starts, and the one place where errors become messages."""
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -55,10 +57,12 @@ def _root(
 def main() -> None:
     """Run the program; errors a person can act on become a message and an exit code.
 
-    The code is 2 where options or settings cannot be used, 1 for all other errors, and 130 after
-    Ctrl-C. With ``TATS_DEBUG`` in the environment, errors show their traceback.
+    The code is 2 where options or settings cannot be used, 1 for all other errors, 130 after Ctrl-C
+    and 143 after SIGTERM, which clean up in the same way. With ``TATS_DEBUG`` in the environment,
+    errors show their traceback.
     """
     debug = bool(os.environ.get("TATS_DEBUG"))
+    signal.signal(signal.SIGTERM, _end)
     try:
         app(prog_name="tats")
     except TatsError as error:
@@ -71,6 +75,14 @@ def main() -> None:
         # A write that fails, unlike an open, does not say of which file.
         where = f"{error.filename}: " if error.filename else ""
         _stop(f"{where}{error.strerror}", DISK_HINTS[error.errno], 1)
+    finally:
+        # What comes while Python ends would show where.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _stop(message: str, hint: str, exit_code: int) -> NoReturn:

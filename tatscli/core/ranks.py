@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from tatscli.core.failures import explained
+from tatscli.core.signals import started
 from tatscli.core.training.placement import Placement
 
 LESS_MEMORY = "a smaller --batch-size needs less"
@@ -58,7 +59,7 @@ def each_batch(start: Start, placement: Placement, less_memory: str = LESS_MEMOR
             predict(start, placement)
             return
         batches, step = start(Rank(0, 1, torch.device(placement.accelerator)))
-        for batch in batches:
+        for batch in started(batches):
             step(batch)
 
 

@@ -15,7 +15,7 @@ from tatscli.app import plan_train, plan_use
 from tatscli.app import train as train_module
 from tatscli.app.encode import encode
 from tatscli.app.estimate import ACT, ALONE, LEARN
-from tatscli.app.plan_train import plan_gpt, plan_vqgan
+from tatscli.app.plan_train import plan_gpt, plan_vqgan, program_seconds
 from tatscli.app.plan_use import batch_seconds, plan_encode, plan_sample, steady_part
 from tatscli.app.train import train_gpt, train_vqgan
 from tatscli.config.files import read_layer, resolve
@@ -230,6 +230,12 @@ def test_a_plan_that_is_interrupted_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         plan_vqgan(vqgan_plan(data, tmp_path / "run"), tmp_path / "plan.yaml")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_loads_the_program_does_not_hear_ctrl_c(tmp_path: Path) -> None:
+    file = tmp_path / "group"
+    program_seconds(f"os; open({str(file)!r}, 'w').write(str(os.getpgrp()))")
+    assert int(file.read_text()) != os.getpgrp()
 
 
 def test_encoding_is_planned_by_encoding(vqgan_run: Path, data: Path, tmp_path: Path) -> None:

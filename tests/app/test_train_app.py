@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -14,6 +15,7 @@ import pytest
 import torch
 from tiny_app import Notes, broken, encode_config, gpt_config, vqgan_config
 
+from tatscli.app import run as run_module
 from tatscli.app import train as module
 from tatscli.app.architecture import gpt_architecture
 from tatscli.app.devices import batch_norm_notes, placement_notes
@@ -173,6 +175,23 @@ def test_a_session_that_was_killed_lasted_until_its_last_figure(tmp_path: Path) 
         assert [s["status"] for s in record["sessions"]] == ["killed", "finished"]
     with run.recorded() as record:  # a new run in the folder of one that never saved
         assert record["sessions"] == []
+
+
+def test_a_second_interrupt_leaves_the_record_of_a_run_whole(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.create(tmp_path / "run", ExitStack())
+    write = run_module.write_atomically
+
+    def interrupted(file: Path, text: str) -> None:
+        if "KeyboardInterrupt" in text:
+            signal.raise_signal(signal.SIGINT)
+        write(file, text)
+
+    monkeypatch.setattr(run_module, "write_atomically", interrupted)
+    with pytest.raises(KeyboardInterrupt), run.recorded(kind="vqgan"):
+        raise KeyboardInterrupt
+    assert run.record["status"] == "failed"
 
 
 @pytest.mark.parametrize("name", ["LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK"])

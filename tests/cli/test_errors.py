@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,14 @@ def test_ctrl_c_is_130(tats, failing):
     failing(KeyboardInterrupt())
     outcome = tats("data", "check", "videos")
     assert (outcome.code, outcome.out, outcome.err) == (130, "", "")
+
+
+def test_sigterm_is_143(tats, monkeypatch, unchecked):
+    monkeypatch.setattr(
+        "tatscli.app.data.check_data", lambda *_: signal.raise_signal(signal.SIGTERM)
+    )
+    outcome = tats("data", "check", "videos")
+    assert (outcome.code, outcome.out, outcome.err) == (143, "", "")
 
 
 def test_a_run_stopped_by_a_signal_ends_with_its_code(tats, monkeypatch, unchecked, tmp_path):

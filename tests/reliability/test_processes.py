@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | R1 | 2 kills of one process | 20 |
 | R2 | a kill of two | 10 |
-| R6 | SIGTERM to the second of two processes, Ctrl-C to both | every signal to every process |
+| R6 | SIGTERM to the second of two processes, Ctrl-C to both, at the start too | all to all |
 | R7 | the second of two processes is killed | the first one, too |
 | R8 | torchrun restarts after a kill | after two |
 """
@@ -122,6 +122,37 @@ def test_a_signal_to_the_group_saves_though_processes_read_for_the_run(
     assert code == 128 + number, err
     assert json.loads(out)["steps"] == last_step(run)
     assert program.left() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [
+        (signal.SIGINT, "group"),
+        *(
+            pytest.param(n, to, marks=pytest.mark.soak)
+            for n in (signal.SIGTERM, signal.SIGINT)
+            for to in ("first", "second", "group")
+            if (n, to) != (signal.SIGINT, "group")
+        ),
+    ],
+)
+def test_a_signal_before_all_processes_are_there_ends_the_run(
+    tokens: Path, tmp_path: Path, start: Start, number: int, to: str
+) -> None:
+    run = tmp_path / "run"
+    program = start(*arguments(tokens, run, 2))
+    program.wait_for(run / "run.json")
+    while not program.children():
+        time.sleep(0.02)
+    for process in each(program, to):
+        os.kill(process, number)
+    code, _, err = program.end()
+    assert code == 128 + number, err
+    assert "Traceback" not in err
+    assert program.left() == []
+    # The second one alone answers once it can: after a step.
+    ended = "stopped" if (number, to) == (signal.SIGINT, "second") else "failed"
+    assert json.loads((run / "run.json").read_text())["status"] == ended
 
 
 def test_a_run_is_written_by_one_command_at_a_time(

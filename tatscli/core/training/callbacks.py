@@ -26,6 +26,7 @@ from tatscli.config.train import LoopConfig
 from tatscli.core.checkpoint import save_atomically
 from tatscli.core.files import link_atomically, unwritable, written_whole
 from tatscli.core.ranks import gathered
+from tatscli.core.signals import STOPS, heard
 from tatscli.core.training.sharding import whole
 from tatscli.errors import RunError
 
@@ -278,8 +279,9 @@ class GracefulStop(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals, after Lightning registered its own handlers."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOPS:
             self._previous[number] = signal.signal(number, self._handle)
+        heard()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save and stop if any rank was told to."""

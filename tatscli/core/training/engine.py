@@ -5,7 +5,6 @@ so that a run continues exactly where it stopped, whatever its workers and ranks
 """
 
 import logging
-import os
 import signal
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from tatscli.core.data.loading import Sheltered, checked, collate
 from tatscli.core.failures import explained
 from tatscli.core.limits import peak_at_a_glance
 from tatscli.core.original import read_original
+from tatscli.core.signals import until_asked
 from tatscli.core.training.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -48,6 +48,7 @@ from tatscli.core.training.callbacks import (
     WaitingTime,
 )
 from tatscli.core.training.measure import less_memory
+from tatscli.core.training.others import together
 from tatscli.core.training.placement import Placement, choose_workers
 from tatscli.core.training.sharding import ShardedStrategy
 from tatscli.core.training.stage import Stage
@@ -160,21 +161,12 @@ class ClipData(lightning.LightningDataModule):
         return {
             "num_workers": workers,
             "collate_fn": collate,
-            "worker_init_fn": _by_itself,
+            "worker_init_fn": until_asked,
             # Else each new iterator, that of validation too, would draw a number of training's.
             "generator": torch.Generator().manual_seed(self._loop.seed),
             "persistent_workers": workers > 0,
             "pin_memory": self._placement.accelerator == "cuda",
         }
-
-
-def _by_itself(worker: int) -> None:
-    """Keep signals to all processes of a run from those that read clips.
-
-    The one that trains saves first, which it could not without them, and then ends them.
-    """
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def epoch_steps(clips: Clips, loop: LoopConfig, placement: Placement) -> int:
@@ -277,7 +269,12 @@ def fit(
     data = ClipData(clips, loop, placement, workers)
     try:
         again = f"continue with --resume {folder}"
-        with suppress(StoppedError), explained(less, again, bounded=True):
+        with (
+            explained(less, again, bounded=True),
+            # They have nothing to write, and would answer others only after the step.
+            together(placement, end_by=signal.SIGKILL),
+            suppress(StoppedError),
+        ):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except NotFiniteError as error:
         raise NotFiniteError(f"{error.message}; {checkpoints.sound()}", error.hint) from error

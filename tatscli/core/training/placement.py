@@ -17,7 +17,7 @@ class Placement:
         processes: Processes a machine.
         nodes: Machines.
         precision: Of the networks; the quantiser is float32 always.
-        started_by: What starts the processes; ``tats`` means the first one does, by Lightning.
+        started_by: What starts the processes; ``tats`` means the first one does.
         sharded: Whether each process holds a part of what learns, see ``sharding``.
     """
 

@@ -5,7 +5,6 @@ Its own sampler for several processes is not used: it repeats items until all ha
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +14,9 @@ from typing import Any
 import lightning.pytorch as lightning
 
 from tatscli.core.ranks import AGAIN, Rank, Start
+from tatscli.core.signals import heard, started
 from tatscli.core.training.engine import environment, quieten, strategy
+from tatscli.core.training.others import OTHERS, together
 from tatscli.core.training.placement import Placement
 from tatscli.errors import RunError
 
@@ -35,15 +36,15 @@ class _Work(lightning.LightningModule):
     def predict_dataloader(self) -> Iterator[Any]:
         """The batches of this process."""
         trainer = self.trainer
-        # Lightning's own handler of SIGTERM waits for processes that it has just ended.
-        signal.signal(signal.SIGTERM, self._end)
-        if self._started_here and not trainer.local_rank:
-            # Before loaders set theirs, which then call this one.
-            signal.signal(signal.SIGCHLD, self._look_after)
+        # Lightning's own handler of SIGTERM waits for what the others are told by it.
+        signal.signal(signal.SIGTERM, _end)
+        # Before loaders set theirs, which then call this one.
+        signal.signal(signal.SIGCHLD, _look_after)
+        heard()
         device = trainer.strategy.root_device
         batches, self._step = self._start(Rank(trainer.global_rank, trainer.world_size, device))
         # Without a length to count by. Lightning begins twice, which would lose what is read ahead.
-        return (batch for batch in batches)
+        return started(batches)
 
     def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
         """Leave that to the step."""
@@ -57,40 +58,29 @@ class _Work(lightning.LightningModule):
         self._step(batch)
         return batch_idx
 
-    def _end(self, number: int, frame: FrameType | None) -> None:
-        _end_others(self.trainer)
-        sys.exit(128 + number)
 
-    def _look_after(self, number: int, frame: FrameType | None) -> None:
-        """End where one that was started has ended early, in the way in which it did."""
-        code = next(filter(None, (process.poll() for process in _started(self.trainer))), 0)
-        if not code:
-            return
-        _end_others(self.trainer)
-        if code == 128 + signal.SIGINT:
-            raise KeyboardInterrupt
-        if code == 128 + signal.SIGTERM:
-            sys.exit(code)
-        raise RunError(f"another process of this command ended with code {code}", AGAIN)
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
-def _started(trainer: lightning.Trainer) -> "list[subprocess.Popen[bytes]]":
-    """The processes that this one started."""
-    return getattr(trainer.strategy.launcher, "procs", [])
-
-
-def _end_others(trainer: lightning.Trainer) -> None:
-    """End the processes that this one started, and have it end by itself."""
-    started = _started(trainer)
-    for process in started:
-        process.terminate()
-    # Lightning watches them and, once one has failed, would kill this one as it is ending.
-    started.clear()
+def _look_after(number: int, frame: FrameType | None) -> None:
+    OTHERS.look()
 
 
 def predict(start: Start, placement: Placement) -> None:
     """Go through the batches of each process in it; see ``each_batch``."""
     quieten()
+    try:
+        # By which they let go of what they are writing.
+        with together(placement, end_by=signal.SIGTERM):
+            _predict(start, placement)
+    except SystemExit as error:
+        if error.code == 1:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _predict(start: Start, placement: Placement) -> None:
     trainer = lightning.Trainer(
         accelerator=placement.accelerator,
         devices=placement.processes,
@@ -104,10 +94,4 @@ def predict(start: Start, placement: Placement) -> None:
         enable_checkpointing=False,
     )
     work = _Work(start, placement.started_by == "tats")
-    try:
-        trainer.predict(work, return_predictions=False)
-    except BaseException as error:
-        _end_others(trainer)
-        if isinstance(error, SystemExit) and error.code == 1:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from error
-        raise
+    trainer.predict(work, return_predictions=False)

@@ -1,0 +1,93 @@
+"""Processes that read are ended by the one that they read for, and by no signal to all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from tatscli.core.signals import STOPS, heard, held_back, started, until_asked
+
+
+class Reader(IterableDataset[torch.Tensor]):
+    """Reads the number of its process, again and again."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        while True:
+            yield torch.tensor(os.getpid())
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_reader_goes_on_until_the_process_it_reads_for_ends_it(number: int) -> None:
+    loader = DataLoader(
+        Reader(), batch_size=None, num_workers=1, prefetch_factor=1, worker_init_fn=until_asked
+    )
+    batches = iter(loader)
+    reader = int(next(batches))
+    subprocess.run(["kill", f"-{int(number)}", str(reader)], check=True)
+    for _ in range(5):
+        assert int(next(batches)) == reader
+    [process] = batches._workers  # type: ignore[attr-defined]
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == 0
+
+
+def test_signals_that_are_held_back_come_at_the_end_or_once_they_are_heard() -> None:
+    came: list[str] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: came.append("signal"))
+    try:
+        with held_back(*STOPS):
+            signal.raise_signal(signal.SIGUSR1)
+            came.append("first")
+            heard()
+            signal.raise_signal(signal.SIGUSR1)
+            came.append("second")
+        with held_back(*STOPS):
+            signal.raise_signal(signal.SIGUSR1)
+            came.append("third")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert came == ["first", "signal", "signal", "second", "third", "signal"]
+
+
+def test_a_signal_is_not_lost_while_readers_are_started() -> None:
+    class Forking:
+        def __iter__(self) -> Iterator[int]:
+            signal.raise_signal(signal.SIGINT)
+            done.append("started")
+            return iter([1, 2])
+
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        list(started(Forking()))
+    assert done == ["started"]
+
+
+def test_a_reader_whose_process_ended_while_it_was_starting_ends(tmp_path: Path) -> None:
+    file = tmp_path / "reads.py"
+    file.write_text("""
+import os, signal, time
+from torch.utils.data import DataLoader
+from tatscli.core.signals import attached
+
+def late(worker):
+    time.sleep(2)
+    attached(worker)
+
+batches = iter(DataLoader(range(2), num_workers=1, worker_init_fn=late))
+print(batches._workers[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+""")
+    with subprocess.Popen([sys.executable, file], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        reader, end = process.stdout.readline().strip(), time.monotonic() + 15
+    while Path(f"/proc/{reader}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
