@@ -342,7 +342,8 @@ class _Distance:
 def _i3d(features: str, eps: float) -> I3D:
     if features == "random":
         return random_i3d(0, eps)
-    return load_i3d(weights.locate("i3d", "leave out --rfvd"), eps)
+    instead = "leave out --rfvd, or try it with --rfvd-features random"
+    return load_i3d(weights.locate("i3d", instead), eps)
 
 
 class _Read(Dataset[Tensor | Problem]):

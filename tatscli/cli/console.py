@@ -18,7 +18,7 @@ from rich.text import Text
 
 from tatscli.app.launch import is_helper, rank
 from tatscli.app.reporting import Task
-from tatscli.config.words import counted
+from tatscli.config.words import counted, with_error
 
 if TYPE_CHECKING:
     from tatscli.app.reconstruct import ReconstructionScores
@@ -141,9 +141,8 @@ def reconstruction(scores: "ReconstructionScores") -> None:
     }
     if found := scores.distance:
         name = found.measure if found.measure != "rfvd" else "rFVD"
-        facts[name] = (
-            f"{_human(found.value)} (protocol {found.protocol}, {counted(found.clips, 'clip')})"
-        )
+        value = with_error(found.value, found.standard_error)
+        facts[name] = f"{value} (protocol {found.protocol}, {counted(found.clips, 'clip')})"
     if scores.skipped:
         facts["skipped"] = scores.skipped
     result(facts, as_json=False)

@@ -1,6 +1,5 @@
 """``tats eval``: judging samples."""
 
-from math import floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +8,7 @@ import typer
 from tatscli.cli import complete, console, vqgan
 from tatscli.cli.options import Json, UsageError, configured
 from tatscli.config.evaluate import ClassesConfig, FVDConfig
-from tatscli.config.words import counted, span
+from tatscli.config.words import counted, span, with_error
 
 if TYPE_CHECKING:
     from tatscli.app.evaluate import FVDResult
@@ -117,16 +116,6 @@ def provenance(result: "FVDResult") -> dict[str, Any]:
         "skipped": result.skipped,
         "signature": result.signature,
     }
-
-
-def with_error(value: float, error: float | None) -> str:
-    """A value with its standard error, to the digits that mean something."""
-    if error is None:
-        return f"{value:.6g}"
-    if error <= 0:
-        return f"{value:.6g} ± 0"
-    digits = max(0, 1 - floor(log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 @app.command(epilog="Example: tats eval features DIR --out real.npz")

@@ -1,6 +1,7 @@
 """How numbers are said to people, for all layers."""
 
 from collections.abc import Collection
+from math import floor, log10
 
 
 def counted(number: int, unit: str) -> str:
@@ -23,3 +24,13 @@ def span(values: Collection[float]) -> str:
     """
     least, most = (f"{value:.4g}" for value in (min(values), max(values)))
     return least if least == most else f"{least} to {most}"
+
+
+def with_error(value: float, error: float | None) -> str:
+    """A value with its standard error, to the digits that mean something."""
+    if error is None:
+        return f"{value:.6g}"
+    if error <= 0:
+        return f"{value:.6g} ± 0"
+    digits = max(0, 1 - floor(log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"

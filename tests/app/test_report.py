@@ -323,14 +323,19 @@ def test_evaluations_are_shown_from_the_folder_and_from_where_they_are_named(run
     }  # fmt: skip
     (run / "fvd.json").write_text(json.dumps(found))
     given = tmp_path / "eval.json"
-    scores = {"psnr_db": 21.5, "codes": 16}
+    scores = {
+        "psnr_db": 21.5, "codes": 16, "usage": {"perplexity_by_place": [[1.5] * 8] * 8},
+        "measures": {"l1": {"mean": 0.12345, "standard_error": 0.002, "lowest": 0.1}},
+        "distance": {"kernel": 1.72796, "kernel_standard_error": 1.04, "value": 3},
+    }  # fmt: skip
     given.write_text(json.dumps({"vqgan": "runs/v", "reconstruction": scores, "time": None}))
     page = read(report([run], metrics=[given]).page)
     assert "metrics" in page.sections()
     for shown in ("123.4 ± 4.6", "few videos; two rates", "96x72: 24", "25 25", "1,013 values"):
         assert shown in page.text
     assert "1700 1701" not in page.text
-    for shown in (signature, "reconstruction: psnr db", "21.5"):
+    for shown in (signature, "reconstruction: psnr db", "21.5", "0.1235 ± 0.0020", "1.7 ± 1.0",
+                  "64 values"):  # fmt: skip
         assert shown in page.text
 
 

@@ -10,7 +10,7 @@ from tiny_app import CheapNetwork
 
 from tatscli.app import evaluate
 from tatscli.app.evaluate import FVDResult
-from tatscli.cli.evaluate import with_error
+from tatscli.config.words import with_error
 
 GIVEN = ("--features", "random", "--frames", 9, "--workers", 0, "--device", "cpu")
 

@@ -17,7 +17,7 @@ from tatscli.app.report.folders import Run, Samples, find, flat
 from tatscli.app.report.page import Section
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.app.results import Evaluation, read_results
-from tatscli.config.words import counted
+from tatscli.config.words import counted, with_error
 from tatscli.core.data.video import VideoInfo, probe
 from tatscli.core.diagnosis import Verdict
 from tatscli.core.files import write_whole
@@ -39,6 +39,8 @@ SPLITS = {"train": "training clips", "val": "held-out clips"}
 STATUS_LEVELS = {"finished": "good", "stopped": "watch", "failed": "bad"}
 HEADLINES = ("value", "right", "psnr_db")
 """The figure of an evaluation that is written large: the first of these that it has."""
+_MEASURED = {"value", "mean"}
+"""What a figure is called whose error is just called the standard error."""
 _LISTED = 12
 """Numbers of a list that are written out; of more, how many there are."""
 Kept = dict[Path, VideoInfo]
@@ -372,17 +374,31 @@ def _evaluation(evaluation: Evaluation) -> str:
     values = {k: v for k, v in flat(evaluation.values).items() if v not in (None, "", [], {})}
     title = str(values.pop("measure", evaluation.file.stem))
     keys = [key for name in HEADLINES for key in values if key.split(".")[-1] == name]
-    hero = page.hero(_with_error(values, keys[0]), _words(keys[0])) if keys else ""
     signature = values.pop("signature", None)
-    rest = {_words(k): _shown(v) for k, v in values.items() if k not in keys[:1]}
+    told = {key: _with_error(values, key) for key in values if not _is_error(values, key)}
+    hero = page.hero(told.pop(keys[0]), _words(keys[0])) if keys else ""
+    rest = {_words(key): text for key, text in told.items()}
     signed = page.commands([str(signature)]) if signature else ""
     return page.card(title, hero + page.facts({**rest, "file": str(evaluation.file)}) + signed)
 
 
 def _with_error(values: dict[str, Any], key: str) -> str:
     """A figure, with its standard error where there is one."""
-    error = key.endswith("value") and values.get(f"{key.removesuffix('value')}standard_error")
-    return _shown(values[key]) + (f" ± {error:.2g}" if error else "")
+    value, error = values[key], values.get(_error_key(key))
+    if isinstance(value, int | float) and isinstance(error, int | float):
+        return with_error(value, error)
+    return _shown(value)
+
+
+def _error_key(key: str) -> str:
+    """Where the standard error of a figure stands, if it has one."""
+    within, _, name = key.rpartition(".")
+    error = "standard_error" if name in _MEASURED else f"{name}_standard_error"
+    return f"{within}.{error}" if within else error
+
+
+def _is_error(values: dict[str, Any], key: str) -> bool:
+    return key.endswith("standard_error") and any(_error_key(other) == key for other in values)
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[Section]:
@@ -548,6 +564,15 @@ def _words(key: str) -> str:
     return key.replace("_", " ").replace(".", ": ")
 
 
+def _numbers(values: list[Any]) -> int:
+    """How many numbers a list holds, in lists of lists too; none where there is anything else."""
+    counts = [
+        _numbers(one) if isinstance(one, list) else int(isinstance(one, int | float))
+        for one in values
+    ]
+    return sum(counts) if all(counts) else 0
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "none"
@@ -558,8 +583,9 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items()) or "none"
     if isinstance(value, list):
-        if len(value) > _LISTED and not any(isinstance(one, str) for one in value):
-            return f"{len(value):,} values"
+        numbers = _numbers(value)
+        if numbers > _LISTED:
+            return f"{numbers:,} values"
         plain = all(isinstance(one, int | float) for one in value)
         return (" " if plain else "; ").join(map(_shown, value)) or "none"
     return str(value)

@@ -116,7 +116,11 @@ def _black(file: Path, stored: Any) -> float:
     """The value of black: 0 of floats in [0, 1], -1 of floats in [-1, 1]; never guessed."""
     each = max(1, _BLOCK // max(1, stored[0].size))
     blocks = [stored[first : first + each] for first in range(0, len(stored), each)]
-    low, high = min(float(b.min()) for b in blocks), max(float(b.max()) for b in blocks)
+    # Those of NumPy hand on what is no number, wherever it is.
+    low, high = np.min([b.min() for b in blocks]), np.max([b.max() for b in blocks])
+    if not np.isfinite((low, high)).all():
+        bad = next(n for n, video in enumerate(stored) if not np.isfinite(video).all())
+        raise DataError(f"{file}: video {bad} has values that are no finite numbers")
     if low >= 0 and high <= 1:
         return 0.0
     if -1 <= low < -0.5 and high <= 1:

@@ -5,7 +5,7 @@ Letters: B clips, C channels, T frames, H W pixels; t h w latent positions, D wi
 
 import hashlib
 from collections.abc import Iterator
-from math import log2
+from math import isnan, log2
 from typing import NamedTuple
 
 import torch
@@ -246,6 +246,8 @@ class VQGAN(nn.Module):
         # The sound of published models has another range.
         if video.device.type == "cpu" and video.shape[1] == VIDEO_CHANNELS and video.numel():
             low, high = (end.item() for end in video.aminmax())
+            if isnan(low):
+                raise DataError("frames with values that are no numbers (NaN)")
             if max(-low, high) > FARTHEST:
                 raise DataError(
                     f"frames with values from {low:g} to {high:g}; they must lie in [-0.5, 0.5]",

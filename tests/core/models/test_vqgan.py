@@ -53,6 +53,13 @@ def test_sides_that_do_not_divide_are_named_with_both_numbers():
         VQGAN(TINY).encode(torch.zeros(1, 3, 4, 18, 16))
 
 
+def test_frames_with_a_value_that_is_no_number_are_refused():
+    video = torch.zeros(1, 3, 4, 8, 8)
+    video[0, 1, 2, 3, 4] = torch.nan
+    with pytest.raises(DataError, match="no numbers"):
+        VQGAN(TINY).encode(video)
+
+
 @pytest.mark.parametrize("scale", [255, 1])
 def test_frames_of_another_range_are_refused_with_theirs(scale):
     model, video = VQGAN(TINY).eval(), clip(4, 8)
