@@ -12,13 +12,17 @@ def check_shape(name: str, tensor: Tensor, *expected: int | str) -> None:
     Args:
         name: What the message calls the tensor.
         tensor: The tensor.
-        expected: Size of each axis; a name stands for any size.
+        expected: Size of each axis; a name stands for any size but 0.
 
     Raises:
+        TypeError: It is no tensor.
         ValueError: It has another; the message has both.
     """
+    if not isinstance(tensor, Tensor):
+        kind = type(tensor)
+        raise TypeError(f"{name} is a {kind.__module__}.{kind.__qualname__}, expected a tensor")
     fits = len(expected) == tensor.ndim and all(
-        isinstance(size, str) or size == found
+        found > 0 if isinstance(size, str) else size == found
         for size, found in zip(expected, tensor.shape, strict=True)
     )
     if not fits:
