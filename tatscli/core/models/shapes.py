@@ -6,12 +6,12 @@ A shape is known without waiting for a GPU, and a look at one takes a microsecon
 from torch import Tensor
 
 
-def check_shape(name: str, tensor: Tensor, *expected: int | str) -> None:
+def check_shape(name: str, tensor: object, *expected: int | str) -> None:
     """A tensor must have a shape.
 
     Args:
         name: What the message calls the tensor.
-        tensor: The tensor.
+        tensor: The tensor; anything may come from outside.
         expected: Size of each axis; a name stands for any size but 0.
 
     Raises:
