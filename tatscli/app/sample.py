@@ -429,7 +429,15 @@ def _open_given(
             "that a video could give",
             f"add --context-frames N, a multiple of {sampler.factor}",
         )
-    given = open_given(config.context, config.context_frames, frames, samples, clip, reporter)
+    given = open_given(
+        config.context,
+        config.context_frames,
+        frames,
+        samples,
+        clip,
+        sampler.vqgan.rate,
+        reporter,
+    )
     if has_labels and (unknown := sorted(set(given.classes) - set(known))):
         reporter.warn(
             f"videos of {', '.join(unknown)} are of no class of the model ({', '.join(known[:10])}"
