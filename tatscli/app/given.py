@@ -8,6 +8,7 @@ Letters: B samples, C channels, T frames, H W pixels.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -78,6 +79,15 @@ class GivenClips:
         """The video that a sample goes on from."""
         source = self._source(number)
         return source.root / source.entries[0].path
+
+    def listed(self, number: int) -> dict[str, Any]:
+        """For the listing of the samples; of a part of a video, the second at which it begins."""
+        entry = self._source(number).entries[0]
+        times = entry.info.times
+        found: dict[str, Any] = {"given": str(self.file(number)), "class": self.class_name(number)}
+        if (entry.first, entry.stop) != (0, len(times)):
+            found["given_start"] = round(float(times[entry.first] - times[0]), 3)
+        return found
 
     def _source(self, number: int) -> ClipSource:
         return self.sources[number % len(self.sources)]

@@ -336,7 +336,7 @@ def _write_folder(
                 wish = asked(number)
                 entry: dict[str, Any] = {"index": number, **wish.listed()}
                 if given:
-                    entry |= {"given": str(given.file(number)), "class": given.class_name(number)}
+                    entry |= given.listed(number)
                 entry |= settings
                 video = decoded_pieces(sampler.vqgan.model, one, frames)
                 track = heard.track(wish.sound)

@@ -311,6 +311,19 @@ def test_a_context_that_is_too_short_at_the_rate_of_the_samples_says_at_which(
         module.long(long_config(gpt_run, tmp_path / "out", given=given))
 
 
+def test_parts_of_one_video_are_listed_with_where_they_begin(
+    gpt_run: Path, data: Path, tmp_path: Path
+) -> None:
+    video, manifest = a_video(data), tmp_path / "parts.csv"
+    rows = [f"{video},{split}" for split in ("train,0,0.5", "val,0,0.75", "val,0.75,", "val,0,")]
+    manifest.write_text("\n".join(["path,split,start,end", *rows]))
+    given = {"context": manifest, "context_frames": 2}
+    result = module.long(long_config(gpt_run, tmp_path, given=given, condition={"label": "circle"}))
+    listing = json.loads((result.folder / "samples.json").read_text())["samples"]
+    assert [s["given"] for s in listing] == [str(video)] * 3
+    assert {s.get("given_start", "whole") for s in listing} == {0.0, 0.75, "whole"}
+
+
 def test_pictures_beside_videos_are_no_video_of_their_own(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     for number in range(2):
