@@ -30,7 +30,6 @@ from tatscli.config.evaluate import FVDConfig, FVDOptions
 from tatscli.config.files import from_arguments
 from tatscli.config.sample import (
     ContextConfig,
-    FilterConfig,
     RealDataConfig,
     SampleConfig,
     SampleLongConfig,
@@ -313,7 +312,7 @@ def _write_folder(
     settings = _settings(kind, sampler, config)
     sampler.to(choose_device(compute.device), compute, reporter)
     start_codes = sampler.encode(given.videos()) if given and given.frames else None
-    folder = _new_folder(options, config.filter, kind, sampler.source)
+    folder = _new_folder(config, kind, sampler.source)
     rate = sampler.rate
     if not sampler.vqgan.rate:
         reporter.note(
@@ -519,8 +518,8 @@ def decoded_pieces(vqgan: VQGAN, codes: Tensor, frames: int) -> Iterator[Frames]
             yield video
 
 
-def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str, gpt: Path) -> Path:
-    folder = free_folder(config, chosen, kind, gpt)
+def _new_folder(config: SampleShortConfig | SampleLongConfig, kind: str, gpt: Path) -> Path:
+    folder = free_folder(config, kind, gpt)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
