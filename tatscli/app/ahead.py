@@ -4,7 +4,10 @@ Free of torch, which takes seconds to import: the command line asks here first. 
 too, for those who call them from Python.
 """
 
+import re
+from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +18,7 @@ from tatscli.config.encode import DecodeConfig, EncodeConfig
 from tatscli.config.evaluate import FVDConfig, VQGANEvalConfig
 from tatscli.config.files import read_layer
 from tatscli.config.sample import (
-    FilterConfig,
     RealDataConfig,
-    SampleConfig,
     SampleLongConfig,
     SampleShortConfig,
 )
@@ -29,6 +30,8 @@ from tatscli.errors import ConfigError, DataError
 
 GIVEN = "--context takes a video or a dataset"
 """What given videos can be, for hints."""
+NAME_BYTES = 32
+"""Of a text or a file, in the name of a folder."""
 
 
 def check_training(config: VQGANTrainConfig | GPTTrainConfig, resume: Path | None) -> None:
@@ -96,7 +99,7 @@ def check_sampling(kind: str, config: SampleShortConfig | SampleLongConfig) -> N
         require_given(config.given.context)
     if config.real.compute_fvd:
         check_comparison(config.real)
-    free_folder(sample, config.filter, kind, gpt)
+    free_folder(config, kind, gpt)
 
 
 def newest_gpt_for(
@@ -138,22 +141,51 @@ def newest_gpt_for(
     return newest_gpt(reporter=reporter, lacks=lacks)
 
 
-def free_folder(config: SampleConfig, chosen: FilterConfig, kind: str, gpt: Path) -> Path:
+def free_folder(config: SampleShortConfig | SampleLongConfig, kind: str, gpt: Path) -> Path:
     """The folder of samples, which must be new or empty.
 
     Args:
-        config: What it is called, where it has a name.
-        chosen: Choice of tokens.
+        config: What it is called, where it has a name, and what is asked for.
         kind: short or long.
         gpt: Run folder or checkpoint.
 
     Raises:
         DataError: It is neither.
     """
-    cuts = f"k{chosen.top_k}-p{chosen.top_p:g}-t{chosen.temperature:g}-s{config.seed}"
-    folder = config.out / (config.name or f"{model_name(gpt)}-{kind}-{cuts}")
+    sample, chosen = config.sample, config.filter
+    cuts = f"k{chosen.top_k}-p{chosen.top_p:g}-t{chosen.temperature:g}-s{sample.seed}"
+    name = sample.name or "-".join([model_name(gpt), kind, *_asked(config), cuts])
+    folder = sample.out / name
     claim_empty(folder, "choose another --name, or remove it")
     return folder
+
+
+def _asked(config: SampleShortConfig | SampleLongConfig) -> Iterator[str]:
+    """What samples are asked to be, as parts of the name of their folder."""
+    if isinstance(config, SampleLongConfig):
+        window = config.window
+        yield f"f{window.frames}" if window.frames else str(window.length)
+        if window.temporal_sample_pos != 1:
+            yield f"pos{window.temporal_sample_pos}"
+    condition, given = config.condition, config.given
+    yield from map(_short, filter(None, (condition.label, condition.text)))
+    for file in filter(None, (condition.texts, condition.audio, given.context)):
+        # Files of several classes often have the same names.
+        yield _short("-".join([*file.parts[-2:-1], file.stem]))
+    if given.context_frames:
+        yield f"c{given.context_frames}"
+    if condition.guidance != 1:
+        yield f"g{condition.guidance:g}"
+
+
+def _short(text: str) -> str:
+    """A text as part of a file's name: letters, digits, - and _; what is cut has its checksum."""
+    words = re.sub(r"[^\w-]+", "-", text).strip("-")
+    kept = words.encode()[:NAME_BYTES].decode(errors="ignore").strip("-")
+    if words and kept == words:
+        return words
+    checksum = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()
+    return f"{kept}-{checksum}".strip("-")
 
 
 def check_comparison(real: RealDataConfig) -> None:

@@ -1,6 +1,6 @@
 """Datasets: opening, checking and making them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +32,7 @@ from tatscli.core.data.clips import (
     spread_clips,
 )
 from tatscli.core.data.index import Problem, VideoEntry, VideoIndex, build_index
+from tatscli.core.data.manifest import MANIFEST_SUFFIXES
 from tatscli.core.data.sound import read_sound
 from tatscli.core.data.synth import SynthResult, write_dataset
 from tatscli.core.data.tokens import is_token_dataset
@@ -122,7 +123,7 @@ class VideoClips:
             return ClipSource(entries, self.index.root, self.clip, self.wanted)
         except DataError as error:
             said = error.message.removeprefix(f"{self.index.root}: ")
-            hint = error.hint or length_hint(self.index.entries, self.clip, self.factor)
+            hint = error.hint or length_hint(self.index, self.clip, self.factor, self.dataset)
             raise DataError(f"{self.dataset}: {said}", hint) from None
 
 
@@ -211,9 +212,16 @@ def _no_video(dataset: Path, split: Split, unreadable: int) -> DataError:
             f"{missing} is left; of those that cannot be read there are {unreadable}",
             "mend or remove what cannot be read ('tats data check' names it), or add videos",
         )
-    return DataError(
-        missing, f"put some into {split}/, or name some in a manifest, with the split {split}"
-    )
+    return DataError(missing, _put(dataset, "some", split) or "add some")
+
+
+def _put(dataset: Path, which: str, split: Split) -> str:
+    """How videos come into a split; empty where a dataset of this kind has no place for that."""
+    if dataset.is_dir():
+        return f"put {which} into {split}/"
+    is_list = dataset.suffix.lower() == ".txt"  # a manifest of paths alone
+    is_table = dataset.suffix.lower() in MANIFEST_SUFFIXES and not is_list
+    return f"name {which} in it, with the split {split}" if is_table else ""
 
 
 def _warn_of_outputs(index: VideoIndex, dataset: Path, reporter: Reporter) -> None:
@@ -257,22 +265,24 @@ def longest_clip(entries: Iterable[VideoEntry], clip: ClipConfig, factor: int = 
     return fits - fits % (clip.sample_every_n_frames * factor)
 
 
-def length_hint(entries: Sequence[VideoEntry], clip: ClipConfig, factor: int) -> str:
+def length_hint(index: VideoIndex, clip: ClipConfig, factor: int, dataset: Path) -> str:
     """What helps where all videos of a split are too short for a clip."""
-    trained, held = ({e.path for e in entries if e.split == split} for split in SPLITS)
-    images = 0 < clip.frame_rate < FOLDER_RATE and any(e.kind == "frames" for e in entries)
-    divided = len(held) if trained == held else 0
-    slowed = clip.frame_rate if any(e.info.rate > clip.frame_rate > 0 for e in entries) else 0.0
+    entries, rate = index.entries, clip.frame_rate
+    images = 0 < rate < FOLDER_RATE and any(entry.kind == "frames" for entry in entries)
+    slowed = rate if any(entry.info.rate > rate > 0 for entry in entries) else 0.0
     fits = longest_clip(entries, clip, factor)
-    return _longer(fits, divided, of_images=images, slowed=slowed)
+    return _longer(fits, index.divided, dataset, of_images=images, slowed=slowed)
 
 
-def _longer(fits: int, divided: int, *, of_images: bool = False, slowed: float = 0.0) -> str:
+def _longer(
+    fits: int, divided: int, dataset: Path, *, of_images: bool = False, slowed: float = 0.0
+) -> str:
     """What helps where videos are too short.
 
     Args:
         fits: The ``longest_clip``.
-        divided: Videos, where a part of each is in each split, else 0.
+        divided: Videos, where the last tenth of each is held out, else 0.
+        dataset: What holds them.
         of_images: Whether some are folders of images, read at a lower rate than theirs.
         slowed: Frames per second at which some are read that have more, else 0.
     """
@@ -288,9 +298,10 @@ def _longer(fits: int, divided: int, *, of_images: bool = False, slowed: float =
         ways.append(f"--frame-rate 0 takes every frame, not {slowed:g} a second")
     if divided:
         which = "the only video" if divided == 1 else f"each of the {divided} videos"
+        others = _put(dataset, "others", "val")
         ways.append(
-            f"add videos, or put others into val/ (by default, the last tenth of {which} is held "
-            "out)"
+            f"add videos{f', or {others}' if others else ''} (by default, the last tenth of "
+            f"{which} is held out)"
         )
     else:
         ways.append("add longer videos, or more of them")
@@ -360,6 +371,7 @@ class CheckResult:
         folder: The dataset, also where it is a manifest or an HDF5 file.
         training_videos: Usable videos of the training split.
         validation_videos: Usable videos of the validation split.
+        divided_videos: Videos whose last tenth is validated on, since none can be spared.
         captioned: Usable videos with a caption.
         with_sound: Usable videos with sound, of their own or beside them.
         classes: Names of the classes.
@@ -379,6 +391,7 @@ class CheckResult:
     folder: Path
     training_videos: int
     validation_videos: int
+    divided_videos: int
     captioned: int
     with_sound: int
     classes: list[str]
@@ -454,6 +467,7 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         folder=folder,
         training_videos=sum(entry.split == "train" for entry in usable),
         validation_videos=sum(entry.split == "val" for entry in usable),
+        divided_videos=index.divided,
         captioned=sum(bool(entry.captions) for entry in usable),
         with_sound=sum(entry.has_sound for entry in usable),
         classes=list(index.classes),
@@ -496,13 +510,12 @@ def require_clips(found: CheckResult, config: CheckConfig) -> None:
         if not count:
             raise _no_video(found.folder, split, len(found.unreadable))
     if (fits := found.longest_clip_in_both_splits) < config.sequence_length:
-        divided = counts[0] if {*counts, sum(found.sizes.values())} == {counts[0]} else 0
         rate = config.frame_rate
         slowed = rate if any(float(own) > rate > 0 for own in found.rates) else 0.0
         raise DataError(
             f"{found.folder}: no {'validation' if found.training_clips else 'training'} video is "
             f"long enough for a clip of {config.sequence_length} frames",
-            _longer(fits, divided, slowed=slowed),
+            _longer(fits, found.divided_videos, found.folder, slowed=slowed),
         )
 
 

@@ -8,6 +8,7 @@ Letters: B samples, C channels, T frames, H W pixels.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -79,6 +80,15 @@ class GivenClips:
         source = self._source(number)
         return source.root / source.entries[0].path
 
+    def listed(self, number: int) -> dict[str, Any]:
+        """For the listing of the samples; of a part of a video, the second at which it begins."""
+        entry = self._source(number).entries[0]
+        times = entry.info.times
+        found: dict[str, Any] = {"given": str(self.file(number)), "class": self.class_name(number)}
+        if (entry.first, entry.stop) != (0, len(times)):
+            found["given_start"] = round(float(times[entry.first] - times[0]), 3)
+        return found
+
     def _source(self, number: int) -> ClipSource:
         return self.sources[number % len(self.sources)]
 
@@ -94,12 +104,13 @@ def open_given(
     wanted: int,
     samples: int,
     clip: ClipConfig,
+    rate: float,
     reporter: Reporter,
 ) -> GivenClips:
     """Open the videos that samples go on from, each from its beginning.
 
     Of a folder with folders of splits, these are the validation videos, else all; if there are
-    more than samples, some spread over them.
+    more than samples, some spread over them. They are read at the rate of the training clips.
 
     Args:
         path: A video, a folder of frames, or a dataset.
@@ -107,7 +118,8 @@ def open_given(
         wanted: Frames of a sample.
         samples: How many samples there will be.
         clip: Geometry of the model's clips.
-        reporter: Told about videos that are left out.
+        rate: Frames per second of these, as kept; 0 where it is not known.
+        reporter: Told about videos that are left out, or read at another rate than theirs.
 
     Raises:
         DataError: There is no video of so many frames.
@@ -115,13 +127,15 @@ def open_given(
     require_given(path)
     root, entries, classes = _entries(path, reporter)
     stride = clip.sample_every_n_frames
-    lengths = [grid_length(entry, clip.frame_rate) // stride for entry in entries]
-    fitting = [pair for pair in zip(entries, lengths, strict=True) if pair[1] >= given]
+    rates = [_grid_rate(entry, clip, rate, wanted) for entry in entries]
+    lengths = [grid_length(*pair) // stride for pair in zip(entries, rates, strict=True)]
+    fitting = [video for video in zip(entries, rates, lengths, strict=True) if video[2] >= given]
     if not fitting:
+        length, at = max(zip(lengths, rates, strict=True), default=(0, 0.0))
         raise DataError(
             f"{path}: --context-frames {given} needs a video of "
-            f"{counted(given * stride, 'frame')}; the longest has "
-            f"{max(lengths, default=0) * stride}",
+            f"{counted(given * stride, 'frame')}; the longest has {length * stride}"
+            f"{f' at {at:.4g} fps' if at else ''}",
             "give fewer frames, or a longer video",
         )
     if short := len(entries) - len(fitting):
@@ -129,15 +143,19 @@ def open_given(
             f"passed over {counted(short, 'video')} of less than {counted(given, 'frame')}"
         )
     chosen = [fitting[place] for place in spread(len(fitting), samples)]
+    if not clip.frame_rate:
+        _note_other_rates(root, [(entry, at) for entry, at, _ in chosen if at], reporter)
     sources = [
         ClipSource(
             [entry],
             root,
-            clip.model_copy(update={"sequence_length": min(wanted, length) * stride}),
+            clip.model_copy(
+                update={"sequence_length": min(wanted, length) * stride, "frame_rate": at}
+            ),
         )
-        for entry, length in chosen
+        for entry, at, length in chosen
     ]
-    names = [classes[entry.label] if entry.label >= 0 else _folder(entry) for entry, _ in chosen]
+    names = [classes[entry.label] if entry.label >= 0 else _folder(entry) for entry, *_ in chosen]
     return GivenClips(sources, names, given)
 
 
@@ -168,6 +186,34 @@ def check_given(frames: int, factor: int, wanted: int, name: str = "--context-fr
             f"{f'give {most} or less, or ' if most else ''}sample longer: tats sample long "
             "--frames N",
         )
+
+
+def _grid_rate(entry: VideoEntry, clip: ClipConfig, rate: float, wanted: int) -> float:
+    """Frames per second at which a given video is read; 0 for its own, which takes every frame.
+
+    Its own where that of training is not known, where it is no file, so that its rate is assumed,
+    or where a sample is too short for the two to come to different frames.
+    """
+    stride = clip.sample_every_n_frames
+    grid = rate * stride
+    if clip.frame_rate or not grid or entry.kind != "file":
+        return clip.frame_rate
+    is_same = abs(entry.info.rate / grid - 1) * wanted * stride < 0.5
+    return 0.0 if is_same else grid
+
+
+def _note_other_rates(
+    root: Path, read: Sequence[tuple[VideoEntry, float]], reporter: Reporter
+) -> None:
+    """Say which videos are read at another rate than their own."""
+    if not read:
+        return
+    entry, rate = read[0]
+    which = f"it and {counted(len(read) - 1, 'other')} are" if len(read) > 1 else "it is"
+    reporter.note(
+        f"{root / entry.path} has {entry.info.rate:.4g} frames per second, and the clips of "
+        f"training have {rate:.4g}: {which} read at {rate:.4g}"
+    )
 
 
 def _folder(entry: VideoEntry) -> str:

@@ -30,7 +30,6 @@ from tatscli.config.evaluate import FVDConfig, FVDOptions
 from tatscli.config.files import from_arguments
 from tatscli.config.sample import (
     ContextConfig,
-    FilterConfig,
     RealDataConfig,
     SampleConfig,
     SampleLongConfig,
@@ -313,7 +312,7 @@ def _write_folder(
     settings = _settings(kind, sampler, config)
     sampler.to(choose_device(compute.device), compute, reporter)
     start_codes = sampler.encode(given.videos()) if given and given.frames else None
-    folder = _new_folder(options, config.filter, kind, sampler.source)
+    folder = _new_folder(config, kind, sampler.source)
     rate = sampler.rate
     if not sampler.vqgan.rate:
         reporter.note(
@@ -336,7 +335,7 @@ def _write_folder(
                 wish = asked(number)
                 entry: dict[str, Any] = {"index": number, **wish.listed()}
                 if given:
-                    entry |= {"given": str(given.file(number)), "class": given.class_name(number)}
+                    entry |= given.listed(number)
                 entry |= settings
                 video = decoded_pieces(sampler.vqgan.model, one, frames)
                 track = heard.track(wish.sound)
@@ -429,7 +428,15 @@ def _open_given(
             "that a video could give",
             f"add --context-frames N, a multiple of {sampler.factor}",
         )
-    given = open_given(config.context, config.context_frames, frames, samples, clip, reporter)
+    given = open_given(
+        config.context,
+        config.context_frames,
+        frames,
+        samples,
+        clip,
+        sampler.vqgan.rate,
+        reporter,
+    )
     if has_labels and (unknown := sorted(set(given.classes) - set(known))):
         reporter.warn(
             f"videos of {', '.join(unknown)} are of no class of the model ({', '.join(known[:10])}"
@@ -511,8 +518,8 @@ def decoded_pieces(vqgan: VQGAN, codes: Tensor, frames: int) -> Iterator[Frames]
             yield video
 
 
-def _new_folder(config: SampleConfig, chosen: FilterConfig, kind: str, gpt: Path) -> Path:
-    folder = free_folder(config, chosen, kind, gpt)
+def _new_folder(config: SampleShortConfig | SampleLongConfig, kind: str, gpt: Path) -> Path:
+    folder = free_folder(config, kind, gpt)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

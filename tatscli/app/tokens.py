@@ -1,7 +1,7 @@
 """Token datasets as a whole: what they hold, whether they are intact, several as one."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel
 
 from tatscli.app.reporting import Reporter, Silent
 from tatscli.config.tokens import MergeConfig, VerifyConfig
@@ -42,12 +43,14 @@ _ALIKE = {
     "fingerprint": "--vqgan",
     "codes": "--vqgan",
     "grid": "--resolution and --sequence-length",
-    "clip": "--resolution, --sequence-length and --frame-rate",
+    "clip": "--resolution, --sequence-length, --frame-rate and --sample-every-n-frames",
     "stride": "--stride",
     "sound": "--sound-vqgan and --missing-sound",
     "precision": "--precision",
 }
 """What datasets that are merged must agree in, and the options of tats encode that decide it."""
+_WORDS = {"fingerprint": "VQGAN", "missing": "--missing-sound"}
+"""How a field is called where its name is not what users know."""
 
 
 @dataclass(frozen=True)
@@ -287,16 +290,14 @@ def merge_tokens(
     for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
         _refuse_another_kind(folders[0], manifests[0], folder, manifest)
     header = _united(manifests)
-    _warn_of_both_splits(header, reporter)
+    parts = {split: _Parts(split, folders, manifests, header) for split in header.videos}
+    _warn_of_both_splits(parts, reporter)
     writer = TokenWriter(out, header)
     for name in vqgans_of(header):
         if not (out / name).is_file():
             with written_whole(out / name, DataError, sync=True) as partial:
                 shutil.copyfile(folders[0] / name, partial)
     missing = writer.missing()
-    parts = {
-        split: _Parts(split, folders, manifests, header) for split in {u.split for u in missing}
-    }
     with reporter.task("merging", "clips", sum(u.stop - u.first for u in missing)) as task:
         done = 0
         for unit in missing:
@@ -326,14 +327,20 @@ def _refuse_another_kind(
     for field, options in _ALIKE.items():
         wanted, found = getattr(model, field), getattr(manifest, field)
         if wanted != found:
-            named = "VQGAN" if field == "fingerprint" else field
             raise DataError(
-                f"{first} and {folder} differ in {named}: {_said(wanted)} and {_said(found)}",
+                f"{first} and {folder} differ in {_WORDS.get(field, field)}: "
+                f"{_said(wanted, found)} and {_said(found, wanted)}",
                 f"tats encode the videos of one again, with the {options} of the other",
             )
 
 
-def _said(value: object) -> str:
+def _said(value: object, other: object) -> str:
+    """A value; of a record, what the other one has otherwise."""
+    if isinstance(value, BaseModel) and isinstance(other, BaseModel):
+        unlike = [(name, own) for name, own in value if own != getattr(other, name)]
+        return ", ".join(
+            f"{_WORDS.get(name, name.replace('_', ' '))} {own}" for name, own in unlike
+        )
     return f"VQGAN {value.fingerprint}" if isinstance(value, SoundTokens) else str(value)
 
 
@@ -362,8 +369,20 @@ def _united(manifests: Sequence[TokenManifest]) -> TokenHeader:
     )
 
 
-def _warn_of_both_splits(header: TokenHeader, reporter: Reporter) -> None:
-    both = sorted({*header.videos.get("train", ())} & {*header.videos.get("val", ())})
+def _warn_of_both_splits(parts: Mapping[Split, "_Parts"], reporter: Reporter) -> None:
+    """Name the videos of which the same stretch is in both splits, as far as their clips say."""
+    if len(parts) < 2:
+        return
+    trained: dict[str, list[tuple[float, float]]] = {}
+    for path, first, last in parts["train"].stretches():
+        trained.setdefault(path, []).append((first, last))
+    both = sorted(
+        {
+            path
+            for path, first, last in parts["val"].stretches()
+            if any(first <= other[1] and other[0] <= last for other in trained.get(path, ()))
+        }
+    )
     if both:
         reporter.warn(
             f"{counted(len(both), 'video')} in both the training and the validation split, "
@@ -394,6 +413,14 @@ class _Parts:
                 self._classes.append(np.array(labels, np.int64))
                 self._videos.append(videos)
             videos += len(manifest.videos.get(split, ()))
+
+    def stretches(self) -> Iterator[tuple[str, float, float]]:
+        """The videos, or parts of videos, and when the first and the last clip of each start."""
+        for part in self._parts:
+            first, last = np.full((2, len(part.videos)), [[np.inf], [-np.inf]])
+            np.minimum.at(first, part.numbers, part.starts)
+            np.maximum.at(last, part.numbers, part.starts)
+            yield from zip(part.videos, first.tolist(), last.tolist(), strict=True)
 
     def copy(self, writer: TokenWriter, unit: TokenUnit) -> None:
         """Write one shard."""

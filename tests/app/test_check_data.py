@@ -210,6 +210,35 @@ def test_of_a_single_video_the_last_tenth_is_held_out_and_that_is_said(tmp_path:
     assert caught.value.hint == clips_of(tmp_path / "d", frames=4, rate=4).hint
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "says"),
+    [
+        ("own.csv", ["path,split", "a.mp4,train", "b.mp4,val"], "add longer videos"),
+        (
+            "parts.csv",
+            ["path,split,start,end", "a.mp4,train,0,1", "a.mp4,val,1,2"],
+            "add longer videos",
+        ),
+        ("none.csv", ["path", "a.mp4"], "add videos, or name others in it, with the split val (by"),
+        ("list.txt", ["a.mp4"], "add videos (by default"),
+    ],
+)
+def test_what_is_said_of_a_manifest_that_is_too_short_is_true_of_it(
+    tmp_path: Path, name: str, rows: list[str], says: str
+) -> None:
+    for video in "ab":
+        write_video(tmp_path / f"{video}.mp4", np.zeros((20, 16, 16, 3), np.uint8), 8)
+    (tmp_path / name).write_text("\n".join(rows))
+    hint = clips_of(tmp_path / name, frames=32).hint
+    assert says in hint
+    assert "val/" not in hint
+    assert ("last tenth" in hint) == ("longer" not in says)
+    config = CheckConfig(sequence_length=32)
+    with pytest.raises(DataError) as caught:
+        require_clips(check_data(tmp_path / name, config), config)
+    assert caught.value.hint == hint
+
+
 def test_a_folder_of_images_is_a_video_of_an_assumed_rate_and_that_is_said(tmp_path: Path) -> None:
     images(tmp_path / "pictures", 5)
     error = clips_of(tmp_path / "pictures", rate=8)

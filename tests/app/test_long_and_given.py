@@ -266,6 +266,64 @@ def test_videos_too_short_to_be_given_are_named_or_passed_over(
     assert np.abs(last[:64, :64].astype(int) - 127).max() < 8
 
 
+def steps_of(clip: np.ndarray[Any, Any]) -> list[int]:
+    """Of frames that are each of one grey, eight values apart, their numbers."""
+    return [round(frame.mean() / 8) for frame in clip]
+
+
+@pytest.mark.parametrize(("rate", "told"), [(16.0, True), (8.0, False), (8.01, False)])
+def test_a_context_of_another_frame_rate_is_read_at_that_of_the_samples(
+    gpt_run: Path, tmp_path: Path, rate: float, told: bool
+) -> None:
+    grey = np.arange(24, dtype=np.uint8) * 8
+    video = np.broadcast_to(grey[:, None, None, None], (24, 16, 16, 3))
+    file = tmp_path / "given" / "a.mp4"
+    write_video(file, video, rate)
+    images = tmp_path / "images"
+    for number, frame in enumerate(video):
+        write_png(images / f"{number}.png", np.ascontiguousarray(frame))
+
+    def truth(context: Path, notes: Notes) -> list[int]:
+        result = module.long(
+            long_config(
+                gpt_run, tmp_path / "out", given={"context": context, "context_frames": 4},
+                sample={"name": context.name, "samples": 1}, condition={"label": "circle"},
+            ),
+            notes,
+        )  # fmt: skip
+        return steps_of(frames_of(result.folder / "truth" / "sample-0000.mp4"))
+
+    notes = Notes()
+    assert truth(file, notes) == [*range(0, 20, 2 if told else 1)][:10]
+    said = f"{file} has 16 frames per second, and the clips of training have 8: it is read at 8"
+    assert notes.notes == [said] * told
+    # Images have no rate: all are taken.
+    assert truth(images, notes) == [*range(10)]
+    assert notes.notes == [said] * told
+
+
+def test_a_context_that_is_too_short_at_the_rate_of_the_samples_says_at_which(
+    gpt_run: Path, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "a.mp4", np.zeros((7, 16, 16, 3), np.uint8), 16)
+    given = {"context": tmp_path / "a.mp4", "context_frames": 6}
+    with pytest.raises(DataError, match="needs a video of 6 frames; the longest has 4 at 8 fps"):
+        module.long(long_config(gpt_run, tmp_path / "out", given=given))
+
+
+def test_parts_of_one_video_are_listed_with_where_they_begin(
+    gpt_run: Path, data: Path, tmp_path: Path
+) -> None:
+    video, manifest = a_video(data), tmp_path / "parts.csv"
+    rows = [f"{video},{split}" for split in ("train,0,0.5", "val,0,0.75", "val,0.75,", "val,0,")]
+    manifest.write_text("\n".join(["path,split,start,end", *rows]))
+    given = {"context": manifest, "context_frames": 2}
+    result = module.long(long_config(gpt_run, tmp_path, given=given, condition={"label": "circle"}))
+    listing = json.loads((result.folder / "samples.json").read_text())["samples"]
+    assert [s["given"] for s in listing] == [str(video)] * 3
+    assert {s.get("given_start", "whole") for s in listing} == {0.0, 0.75, "whole"}
+
+
 def test_pictures_beside_videos_are_no_video_of_their_own(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     for number in range(2):

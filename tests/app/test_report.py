@@ -427,6 +427,22 @@ def test_samples_say_what_they_were_given(samples, tmp_path):
     assert "Frames of the first 3, in a row each, each below what its video" in page.text
 
 
+def test_given_videos_of_one_name_and_parts_of_one_video_are_told_apart(samples, tmp_path):
+    folder = Path(shutil.copytree(samples, tmp_path / "given"))
+    listing = folder / "samples.json"
+    content = json.loads(listing.read_text())
+    given = ({"given": "/d/star/2.mp4"}, {"given": "/d/ball/2.mp4"}, {"given": "/d/star/1.mp4"})
+    for number, sample in enumerate(content["samples"]):
+        sample |= {"label": None, "given_start": 1.5 * number} | given[number]
+    del content["samples"][2]["given_start"]
+    listing.write_text(json.dumps(content))
+    page = read(report([folder]).page)
+    titles = [attrs["title"] for tag, attrs in page.tags if tag == "video"]
+    assert [title.split(": ")[1] for title in titles[1:]] == [
+        "from star/2.mp4 at 0.0 s", "from ball/2.mp4 at 1.5 s", "from 1.mp4",
+    ]  # fmt: skip
+
+
 def test_videos_show_their_first_frame_until_they_play(run, samples, tmp_path):
     page = read(report([run, samples], tmp_path / "both.html").page)
     for video in (attrs for tag, attrs in page.tags if tag == "video"):

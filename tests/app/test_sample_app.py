@@ -17,7 +17,7 @@ from tiny_app import Notes, long_config, short_config
 import tatscli
 from tatscli.app import sample as module
 from tatscli.app import sampler
-from tatscli.app.ahead import newest_gpt_for
+from tatscli.app.ahead import free_folder, newest_gpt_for
 from tatscli.app.run import RunFolder, newest_gpt
 from tatscli.app.sample import read_samples
 from tatscli.core.checkpoint import read_gpt, read_vqgan
@@ -342,7 +342,41 @@ def test_samples_without_a_name_are_called_after_their_gpt(
     assert module.short(config).folder.name == "unconditional-short-k2048-p0.92-t1-s0"
     file = RunFolder(gpt_run).last
     config = long_config(file, tmp_path, sample={"samples": 1})
-    assert module.long(config).folder.name == "gpt-last-long-k2048-p0.92-t1-s0"
+    assert module.long(config).folder.name == "gpt-last-long-5-k2048-p0.92-t1-s0"
+
+
+@pytest.mark.parametrize(
+    ("sections", "part"),
+    [
+        ({"condition": {"label": "star", "guidance": 3}}, "5-star-g3"),
+        ({"condition": {"text": "A red circle, big!"}}, "5-A-red-circle-big"),
+        ({"condition": {"text": "a " * 20 + "left"}}, "5-a-a-a-a-a-a-a-a-a-a-a-a-a-a-a-a-50fe27"),
+        ({"condition": {"text": "ein grüner Kreis 圆"}}, "5-ein-grüner-Kreis-圆"),
+        ({"condition": {"text": "★"}}, "5-c0b809"),
+        ({"condition": {"texts": "lists/../texts.txt"}}, "5-texts"),
+        ({"condition": {"audio": "syn/star/002.mp4"}}, "5-star-002"),
+        (
+            {
+                "given": {"context": "syn/star/002.mp4", "context_frames": 4},
+                "window": {"frames": 9},
+            },
+            "f9-star-002-c4",
+        ),
+        ({"window": {"length": 7, "temporal_sample_pos": 2}}, "7-pos2"),
+    ],
+)
+def test_samples_without_a_name_are_called_after_what_was_asked_for(
+    sections: dict[str, Any], part: str, tmp_path: Path
+) -> None:
+    config = long_config(None, tmp_path, **sections)
+    name = free_folder(config, "long", Path("by")).name
+    assert name == f"by-long-{part}-k2048-p0.92-t1-s0"
+
+
+def test_the_name_of_a_folder_of_samples_fits_a_disk(tmp_path: Path) -> None:
+    said = {"label": "圆" * 99, "text": "圆" * 99, "audio": Path("圆" * 70)}
+    config = long_config(None, tmp_path, condition=said, given={"context": Path("圆" * 70)})
+    free_folder(config, "long", Path("by")).mkdir()
 
 
 def test_a_comparison_that_cannot_be_made_is_an_error_before_sampling(

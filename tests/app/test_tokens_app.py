@@ -346,7 +346,7 @@ def test_merging_goes_on_where_it_stopped_and_ends_with_nothing_to_do(
         ({"codes": 32}, "codes: 16 and 32", "--vqgan"),
         (
             {"clip": ClipConfig(resolution=16, sequence_length=4)},
-            "clip: .*=8 .* and .*=16 ",
+            "clip: resolution 8 and resolution 16$",
             "--resolution",
         ),
         ({"stride": 2}, "stride: 4 and 2", "--stride"),
@@ -368,6 +368,18 @@ def test_datasets_of_another_kind_are_refused_with_both_values(
     assert not (tmp_path / "out").exists()
 
 
+def test_datasets_whose_videos_without_sound_differ_are_refused_with_what_became_of_them(
+    tmp_path: Path,
+) -> None:
+    folders = [
+        made(tmp_path / missing, 1, sound=HEARD | {"missing": missing})
+        for missing in ("silence", "skip")
+    ]
+    said = "differ in sound: --missing-sound silence and --missing-sound skip$"
+    with pytest.raises(DataError, match=said):
+        merge_tokens(folders, merge_config(tmp_path / "out"))
+
+
 def test_a_damaged_source_is_refused_and_sources_must_be_two(tmp_path: Path) -> None:
     first, second = made(tmp_path / "a", 1), made(tmp_path / "b", 2)
     config = merge_config(tmp_path / "out")
@@ -381,12 +393,16 @@ def test_a_damaged_source_is_refused_and_sources_must_be_two(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_video_in_both_splits_is_warned_of(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seed", "is_same"), [(1, True), (9, False)])
+def test_a_video_in_both_splits_is_warned_of_unless_its_parts_are_others(
+    tmp_path: Path, seed: int, is_same: bool
+) -> None:
     videos = {"train": ("three.mp4",), "val": ("four.mp4",)}
-    sources = [made(tmp_path / "a", 1), made(tmp_path / "b", 2, videos=videos)]
+    # Clips start from the second on that is the seed.
+    sources = [made(tmp_path / "a", 1), made(tmp_path / "b", seed, videos=videos)]
     notes = Notes()
     merge_tokens(sources, merge_config(tmp_path / "out"), notes)
-    assert ["three.mp4" in text for text in notes.warnings] == [True]
+    assert ["three.mp4" in text for text in notes.warnings] == [True] * is_same
 
 
 @pytest.fixture

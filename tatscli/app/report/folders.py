@@ -1,9 +1,11 @@
 """What a report can show: runs, folders of samples, and folders that hold some of them."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ DRAWN = re.compile(r"(?:reconstructions|samples)-(\d+)\.(?:png|mp4)")
 """What a run draws at a step."""
 UNLIKE_SAMPLES = {"index", "file", "lossless", "truth"}
 """What is known about a sample beside its condition and its settings."""
+GIVEN_FILES = {"given": "from", "audio": "sound of"}
+"""Which files a sample was given, and how that is said."""
 
 
 @dataclass(frozen=True)
@@ -159,17 +163,24 @@ class Samples:
         """What a sample was asked for, and what it was given; nothing where there is neither."""
         sample = self.listed[number]
         asked = [str(sample[key]) for key in ("label", "text", "class") if sample.get(key)]
-        asked += [
-            f"{word} {Path(str(sample[key])).name}"
-            for key, word in (("given", "from"), ("audio", "sound of"))
-            if sample.get(key)
-        ]
+        for key, word in GIVEN_FILES.items():
+            if sample.get(key):
+                start = sample.get(f"{key}_start")
+                at = "" if start is None else f" at {start} s"
+                asked.append(f"{word} {self._given[Path(str(sample[key]))]}{at}")
         return ", ".join(dict.fromkeys(asked))
 
     def caption(self, number: int) -> str:
         """Which sample it is."""
         name, asked = f"sample {self.listed[number].get('index', number)}", self.asked(number)
         return f"{name}: {asked}" if asked else name
+
+    @cached_property
+    def _given(self) -> dict[Path, str]:
+        """What tells each file that samples were given from the others."""
+        given = (sample[key] for sample in self.listed for key in GIVEN_FILES if sample.get(key))
+        paths = list(dict.fromkeys(Path(str(path)) for path in given))
+        return dict(zip(paths, _names(paths), strict=True))
 
     @property
     def files(self) -> list[Path]:
@@ -229,13 +240,14 @@ def _is_run(folder: Path) -> bool:
 
 def _names(places: Sequence[Path]) -> Iterator[str]:
     """The shortest ends of paths that tell each from the others."""
+    ends = Counter(end for place in places for end in _ends(place))
     for place in places:
-        others = [other for other in places if other != place]
-        for count in range(1, len(place.parts) + 1):
-            end = place.parts[-count:]
-            if all(other.parts[-count:] != end for other in others):
-                break
-        yield "/".join(end)
+        yield "/".join(next((end for end in _ends(place) if ends[end] == 1), place.parts))
+
+
+def _ends(path: Path) -> Iterator[tuple[str, ...]]:
+    """The ends of a path, from its name on."""
+    return (path.parts[-count:] for count in range(1, len(path.parts) + 1))
 
 
 def _run(place: Path, name: str, reporter: Reporter) -> Run:

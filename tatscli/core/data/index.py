@@ -111,6 +111,8 @@ class VideoIndex:
         classes: Names of the classes by id, those of the training split; empty where there are
             none.
         untrained: Names of classes that only validation videos have; they have no id.
+        divided: Videos whose last tenth is validated on, since none can be spared; 0 where whole
+            ones are, or the dataset says which.
     """
 
     root: Path
@@ -118,6 +120,7 @@ class VideoIndex:
     problems: tuple[Problem, ...]
     classes: tuple[str, ...]
     untrained: tuple[str, ...] = ()
+    divided: int = 0
 
     def split(self, name: Split) -> tuple[VideoEntry, ...]:
         """The entries of one split."""
@@ -130,6 +133,7 @@ class _Labelled(NamedTuple):
     entries: tuple[VideoEntry, ...]
     classes: tuple[str, ...] = ()
     untrained: tuple[str, ...] = ()
+    divided: int = 0
 
 
 @dataclass(frozen=True)
@@ -306,10 +310,11 @@ def _of_hdf5(file: Path) -> VideoIndex:
         for video in stored
     ]
     names = [video.label for video in stored]
+    divided = 0
     if all(entry.split == "train" for entry in entries):
-        entries, names = _hold_out(entries, names)
+        entries, names, divided = _hold_out(entries, names)
     # Labels are mostly numbers, whose order should be theirs.
-    labelled = _label(entries, names, sorting=natural_key)
+    labelled = _label(entries, names, divided, sorting=natural_key)
     return VideoIndex(file, problems=(), **labelled._asdict())
 
 
@@ -319,8 +324,8 @@ def _of_array(file: Path) -> VideoIndex:
     entries = [
         VideoEntry(str(number), "array", "train", -1, info, 0, frames) for number in range(videos)
     ]
-    entries, _ = _hold_out(entries, [""] * videos)
-    return VideoIndex(file, tuple(entries), (), ())
+    entries, _, divided = _hold_out(entries, [""] * videos)
+    return VideoIndex(file, tuple(entries), (), (), divided=divided)
 
 
 def _infos(root: Path, found: Sequence[_Found], progress: Progress | None) -> list[VideoInfo | str]:
@@ -568,6 +573,7 @@ def _save(root: Path, found: Sequence[_Found], infos: Sequence[VideoInfo | str])
 def _assign(root: Path, entries: list[VideoEntry]) -> _Labelled:
     folders = _split_folders(root)
     names = [_class_name(entry.path, bool(folders)) for entry in entries]
+    divided = 0
     if "val" in folders or "test" in folders:
         entries = [
             replace(entry, split=SPLIT_FOLDERS[entry.path.split("/", 1)[0]]) for entry in entries
@@ -575,10 +581,10 @@ def _assign(root: Path, entries: list[VideoEntry]) -> _Labelled:
     else:
         if not all(names):  # no classes, so none has to stay complete
             names = [""] * len(names)
-        entries, names = _hold_out(entries, names)
+        entries, names, divided = _hold_out(entries, names)
     if not all(names):  # videos outside of any class: the folders mean something else
-        return _Labelled(tuple(entries))
-    return _label(entries, names)
+        return _Labelled(tuple(entries), divided=divided)
+    return _label(entries, names, divided)
 
 
 def _without_tests(file: Path, rows: list[ManifestRow]) -> list[ManifestRow]:
@@ -630,7 +636,7 @@ def _assign_rows(
     undecided = [n for n, split in enumerate(splits) if split is None]
     undecided = undecided or (list(range(len(splits))) if needed else [])
     decided = sorted(set(range(len(splits))) - set(undecided))
-    held, names = _hold_out(
+    held, names, divided = _hold_out(
         [entries[n] for n in undecided],
         [rows[n].label for n in undecided],
         [identities[n] for n in undecided],
@@ -638,12 +644,13 @@ def _assign_rows(
         needed=needed,
     )
     held += [replace(entries[n], split=splits[n] or "train") for n in decided]
-    return _label(held, names + [rows[n].label for n in decided])
+    return _label(held, names + [rows[n].label for n in decided], divided)
 
 
 def _label(
     entries: Sequence[VideoEntry],
     names: Sequence[str],
+    divided: int,
     sorting: Callable[[str], Any] | None = None,
 ) -> _Labelled:
     """Numbers the classes by those of the training split, and orders the entries."""
@@ -654,7 +661,8 @@ def _label(
     labels = {name: label for label, name in enumerate(classes)}
     labelled = [replace(entry, label=labels.get(name, -1)) for entry, name in pairs]
     labelled.sort(key=lambda entry: (natural_key(entry.path), entry.path, entry.first))
-    return _Labelled(tuple(labelled), classes, tuple(sorted(named - known, key=sorting)))
+    untrained = tuple(sorted(named - known, key=sorting))
+    return _Labelled(tuple(labelled), classes, untrained, divided)
 
 
 def _class_name(path: str, has_splits: bool) -> str:
@@ -668,7 +676,7 @@ def _hold_out(
     identities: Sequence[Hashable] | None = None,
     trained: Iterable[str] = (),
     needed: bool = True,
-) -> tuple[list[VideoEntry], list[str]]:
+) -> tuple[list[VideoEntry], list[str], int]:
     """Puts a tenth of the videos of every class into the validation split.
 
     Within a class, videos are ordered by a hash of their paths and spread evenly over [0, 1), with
@@ -683,8 +691,8 @@ def _hold_out(
         needed: Whether something must be held out; else there are other videos for validation.
 
     Returns:
-        The entries and their classes. Where something must be held out and no class can spare a
-        video, they are the first nine tenths and the last tenth of every video.
+        The entries, their classes, and how many videos are divided. Where something must be held
+        out and no class can spare a video, all are, into the first nine tenths and the last tenth.
     """
     videos: dict[Hashable, list[int]] = {}
     for number in range(len(entries)):
@@ -705,11 +713,12 @@ def _hold_out(
             held.update(videos[video])
     if needed and not held:
         pairs = [part for numbers in videos.values() for part in _last_tenths(entries, numbers)]
-        return [entry for entry, _ in pairs], [names[number] for _, number in pairs]
-    return [
+        return [entry for entry, _ in pairs], [names[number] for _, number in pairs], len(videos)
+    whole = [
         replace(entry, split="val") if number in held else entry
         for number, entry in enumerate(entries)
-    ], names
+    ]
+    return whole, names, 0
 
 
 def _places(videos: Mapping[Hashable, tuple[str, str]]) -> dict[Hashable, float]:

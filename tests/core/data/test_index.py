@@ -81,6 +81,8 @@ def test_a_single_video_gives_its_last_tenth(tmp_path: Path, video: bytes) -> No
     index = build_index(fill(tmp_path / "d", ["a.mp4"], video))
     (train,), (val,) = index.split("train"), index.split("val")
     assert (train.first, train.stop, val.first, val.stop) == (0, 18, 18, 20)
+    assert index.divided == 1
+    assert build_index(fill(tmp_path / "e", ["a.mp4", "b.mp4"], video)).divided == 0
 
 
 @pytest.mark.parametrize("second", ["val", "test"])
