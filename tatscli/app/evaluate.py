@@ -17,7 +17,7 @@ from tatscli.app.ahead import check_sides
 from tatscli.app.devices import devices_notes, place
 from tatscli.app.fvd_features import OFFICIAL, OWN, RANDOM, Network, features_of
 from tatscli.app.fvd_sides import About, Side, by_chance
-from tatscli.app.reporting import Reporter, Silent
+from tatscli.app.reporting import ForCaller, Reporter, Silent
 from tatscli.app.signature import signature_of
 from tatscli.config.evaluate import FVDConfig
 from tatscli.config.files import from_arguments
@@ -142,7 +142,11 @@ def fvd(
     Raises:
         ConfigError: An argument is out of range.
         CheckpointError: The I3D file is not there; ``tats weights fetch i3d`` gets it.
+
+    Warns:
+        UserWarning: What speaks against taking the number at face value, and what was left out.
     """
+    reporter = ForCaller()
     config = from_arguments(
         FVDConfig,
         # Where processes are spawned, those that read would import the calling script.
@@ -156,7 +160,7 @@ def fvd(
         definition={"protocol": protocol},
         compute={"device": device},
     )
-    return evaluate_fvd(Path(real), Path(fake), config).value
+    return evaluate_fvd(Path(real), Path(fake), config, reporter).value
 
 
 def evaluate_fvd(

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from hashlib import blake2b
@@ -276,9 +277,14 @@ def test_without_the_weights_the_message_says_how_to_get_them(data: Path) -> Non
 
 
 @pytest.mark.usefixtures("cheap")
-def test_the_function_gives_the_number(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tatscli.fvd(data / "train", data / "test", frames=9, resolution=8, device="cpu")
-    assert found == evaluate_fvd(data / "train", data / "test", options(features="i3d")).value > 0
+def test_the_function_gives_the_number_and_its_warnings(data: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = tatscli.fvd(data / "train", data / "test", frames=9, resolution=8, device="cpu")
+    result = evaluate_fvd(data / "train", data / "test", options(features="i3d"))
+    assert found == result.value > 0
+    assert [str(one.message) for one in caught] == result.warnings != []
+    assert {(one.category, one.filename) for one in caught} == {(UserWarning, __file__)}
 
 
 def ramps(folder: Path, rate: float, frames: slice) -> Path:
