@@ -28,6 +28,8 @@ from tatscli.core.models.i3d import MIN_FRAMES
 from tatscli.errors import DataError
 
 HASHING_THREADS = 4
+LEFT_OUT = "'skipped' of --json"
+"""What names all that is left out."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Side:
             way = "leave out --strict" if options.strict else "--short skip leaves it out"
             raise DataError(f"{root}/{first.path}: {first.reason}", way)
         self._bad.check()
-        name_problems(self.left_out, reporter)
+        name_problems(self.left_out, LEFT_OUT, reporter)
         fitting = [n for n in range(len(entries)) if options.short == "pad" or n not in short]
         if not fitting:
             raise DataError(

@@ -745,6 +745,16 @@ def test_short_videos_are_left_out_refused_or_padded(tmp_path: Path) -> None:
         evaluate_fvd(real, fake, options(frames=13))
 
 
+@pytest.mark.usefixtures("cheap")
+def test_what_names_all_that_is_left_out_is_the_result(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 2), write(tmp_path / "fake", 2, seed=1)
+    write(real / "short", 12, frames=5)
+    notes = Notes()
+    found = evaluate_fvd(real, fake, options(), notes)
+    assert len(found.skipped) == 12
+    assert "left out 2 more videos; 'skipped' of --json names them all" in notes.warnings
+
+
 def judged(tmp_path: Path, name: str, **changes: Any) -> Path:
     real, fake = tmp_path / "real", tmp_path / "fake"
     file = tmp_path / name
