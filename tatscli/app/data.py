@@ -30,6 +30,7 @@ from tatscli.core.data.clips import (
     slots_of,
     sound_of,
     spread_clips,
+    too_short,
 )
 from tatscli.core.data.index import Problem, VideoEntry, VideoIndex, build_index
 from tatscli.core.data.manifest import MANIFEST_SUFFIXES
@@ -82,6 +83,13 @@ class VideoClips:
         """Frames per second of the clips, as kept; that of the first video where none is set."""
         rate = self.clip.frame_rate or self.index.entries[0].info.rate
         return rate / self.clip.sample_every_n_frames
+
+    @property
+    def check_command(self) -> str:
+        """The command that names all videos that are left out."""
+        rate = f" --frame-rate {self.clip.frame_rate:g}" if self.clip.frame_rate else ""
+        span = f"--sequence-length {self.clip.sequence_length}{rate}"
+        return f"'tats data check {self.dataset} {span}'"
 
     @property
     def problems(self) -> list[Problem]:
@@ -166,7 +174,7 @@ def open_videos(
     if clips.problems and strict:
         first = clips.problems[0]
         raise DataError(f"{index.root / first.path}: {first.reason}", "leave out --strict")
-    name_problems(clips.problems, reporter)
+    name_problems(clips.problems, clips.check_command, reporter)
     _note_silent(clips, reporter)
     return clips
 
@@ -268,31 +276,29 @@ def longest_clip(entries: Iterable[VideoEntry], clip: ClipConfig, factor: int = 
 def length_hint(index: VideoIndex, clip: ClipConfig, factor: int, dataset: Path) -> str:
     """What helps where all videos of a split are too short for a clip."""
     entries, rate = index.entries, clip.frame_rate
-    images = 0 < rate < FOLDER_RATE and any(entry.kind == "frames" for entry in entries)
+    untimed = not all(entry.is_timed for entry in entries)
     slowed = rate if any(entry.info.rate > rate > 0 for entry in entries) else 0.0
     fits = longest_clip(entries, clip, factor)
-    return _longer(fits, index.divided, dataset, of_images=images, slowed=slowed)
+    return _longer(fits, index.divided, dataset, slowed, untimed=untimed)
 
 
-def _longer(
-    fits: int, divided: int, dataset: Path, *, of_images: bool = False, slowed: float = 0.0
-) -> str:
+def _longer(fits: int, divided: int, dataset: Path, slowed: float, *, untimed: bool) -> str:
     """What helps where videos are too short.
 
     Args:
         fits: The ``longest_clip``.
         divided: Videos, where the last tenth of each is held out, else 0.
         dataset: What holds them.
-        of_images: Whether some are folders of images, read at a lower rate than theirs.
         slowed: Frames per second at which some are read that have more, else 0.
+        untimed: Whether the rate of some is assumed.
     """
     ways = []
     if fits > 1:
         ways.append(f"--sequence-length {fits} is the longest that fits both splits")
-    if of_images:
+    if untimed and 0 < slowed < FOLDER_RATE:
         ways.append(
-            f"--frame-rate {FOLDER_RATE:g} takes every image (a folder of images is one video, "
-            f"taken to have {FOLDER_RATE:g} frames per second)"
+            f"--frame-rate {FOLDER_RATE:g} takes every frame (a folder of images is one video, and "
+            f"like an array it is taken to have {FOLDER_RATE:g} frames per second)"
         )
     elif slowed:
         ways.append(f"--frame-rate 0 takes every frame, not {slowed:g} a second")
@@ -314,17 +320,20 @@ def spread(length: int, count: int) -> list[int]:
     return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
-def name_problems(problems: Iterable[Problem], reporter: Reporter) -> None:
-    """Name what is left out, the first ones one by one."""
+def name_problems(problems: Iterable[Problem], whole: str, reporter: Reporter) -> None:
+    """Name what is left out, the first ones one by one.
+
+    Args:
+        problems: Videos, with the reasons.
+        whole: What names all of them.
+        reporter: Told.
+    """
     left_out = list(problems)
     for problem in left_out[:NAMED_PROBLEMS]:
         reporter.warn(f"left out {problem.path}: {problem.reason}")
     if len(left_out) > NAMED_PROBLEMS:
         more = len(left_out) - NAMED_PROBLEMS
-        reporter.warn(
-            f"left out {counted(more, 'more video')}; 'tats data check' with the same "
-            "--sequence-length and --frame-rate names them all"
-        )
+        reporter.warn(f"left out {counted(more, 'more video')}; {whole} names them all")
 
 
 def problem_of(root: Path, path: str, error: DataError) -> Problem:
@@ -380,6 +389,7 @@ class CheckResult:
         hours: Playing time of the usable videos.
         sizes: Videos of each size as displayed.
         rates: Videos of each frame rate.
+        rates_assumed: Videos that do not say theirs, and are taken to have 25 frames per second.
         training_clips: Places of training clips in an epoch.
         longest_clip_in_both_splits: Frames that clips can span in both splits.
         unreadable: What cannot be opened or decoded, with the reason.
@@ -400,6 +410,7 @@ class CheckResult:
     hours: float
     sizes: dict[str, int]
     rates: dict[str, int]
+    rates_assumed: int
     training_clips: int
     longest_clip_in_both_splits: int
     unreadable: list[str]
@@ -426,7 +437,7 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         index = build_index(folder, progress=lambda n, of: task.update(n, of))
     _warn_of_outputs(index, folder, reporter)
     files = {entry.path: entry for entry in index.entries}
-    unreadable = [f"{p.path}: {p.reason}" for p in index.problems]
+    unreadable = [_told(p, index.root) for p in index.problems]
     decoded: set[str] = set()
     with (
         reporter.task("decoding", "videos", len(files)) as task,
@@ -435,7 +446,7 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         found = pool.map(lambda entry: _decode_all(index.root, entry), files.values())
         for done, (entry, reason) in enumerate(zip(files.values(), found, strict=True), 1):
             if reason:
-                unreadable.append(f"{entry.path}: {reason}")
+                unreadable.append(_told(Problem(entry.path, reason), index.root))
             else:
                 decoded.add(entry.path)
             task.update(done, len(files))
@@ -447,19 +458,8 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         resolution=8, sequence_length=config.sequence_length, frame_rate=config.frame_rate
     )
     videos = VideoClips(replace(index, entries=tuple(usable)), clip, FRAMES, 1.0, folder)
-    too_short: list[str] = []
-    clips = 0
-    for split in SPLITS:
-        if not videos.index.split(split):
-            continue
-        try:
-            source = videos.source(split)
-        except DataError as error:
-            too_short.append(error.message)
-            continue
-        too_short += [f"{p.path}: {p.reason}" for p in source.problems]
-        if split == "train":
-            clips = slots_of(source)
+    short = {split: too_short(videos.index.split(split), clip) for split in SPLITS}
+    trains = len(short["train"]) < len(videos.index.split("train"))
     double, in_both = _doubles(index.root, usable)
     seconds = {e.path: len(e.info.times) / e.info.rate for e in usable if e.info.rate}
     once = [files[path] for path in sorted(decoded)]
@@ -476,16 +476,17 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         hours=sum(seconds.values()) / 3600,
         sizes=_counts(f"{entry.info.width}x{entry.info.height}" for entry in once),
         rates=_counts(f"{entry.info.rate:.4g}" for entry in once),
-        training_clips=clips,
+        rates_assumed=sum(not entry.is_timed for entry in once),
+        training_clips=slots_of(videos.train) if trains else 0,
         longest_clip_in_both_splits=longest_clip(usable, clip),
         unreadable=unreadable,
-        too_short=too_short,
+        too_short=[_told(problem, index.root) for split in SPLITS for problem in short[split]],
         double=double,
         in_both_splits=in_both,
     )
     untrained = told_untrained(index, folder)
     if config.strict and not result.sound:
-        wrong = [*unreadable, *too_short, *double, *in_both, *filter(None, [untrained])]
+        wrong = [*unreadable, *result.too_short, *double, *in_both, *filter(None, [untrained])]
         raise DataError(f"{folder}: {len(wrong)} problems; the first: {wrong[0]}")
     if result.sound:
         reporter.note("nothing is wrong")
@@ -515,8 +516,19 @@ def require_clips(found: CheckResult, config: CheckConfig) -> None:
         raise DataError(
             f"{found.folder}: no {'validation' if found.training_clips else 'training'} video is "
             f"long enough for a clip of {config.sequence_length} frames",
-            _longer(fits, found.divided_videos, found.folder, slowed=slowed),
+            _longer(
+                fits,
+                found.divided_videos,
+                found.folder,
+                slowed,
+                untimed=found.rates_assumed > 0,
+            ),
         )
+
+
+def _told(problem: Problem, root: Path) -> str:
+    """A line about a video, which may be the whole dataset."""
+    return f"{root.name if problem.path == '.' else problem.path}: {problem.reason}"
 
 
 def _decode_all(root: Path, entry: VideoEntry) -> str:

@@ -17,11 +17,12 @@ from tatscli.app.ahead import check_sides
 from tatscli.app.devices import devices_notes, place
 from tatscli.app.fvd_features import OFFICIAL, OWN, RANDOM, Network, features_of
 from tatscli.app.fvd_sides import About, Side, by_chance
-from tatscli.app.reporting import Reporter, Silent
+from tatscli.app.reporting import ForCaller, Reporter, Silent
 from tatscli.app.signature import signature_of
 from tatscli.config.evaluate import FVDConfig
 from tatscli.config.files import from_arguments
 from tatscli.config.words import counted, span
+from tatscli.core.data.video import FOLDER_RATE
 from tatscli.core.metrics.feature_file import FeatureSet, read_moments, stored_kind
 from tatscli.core.metrics.frechet import Gaussian, require_two
 from tatscli.core.metrics.protocol import PROTOCOLS, Protocol
@@ -142,7 +143,11 @@ def fvd(
     Raises:
         ConfigError: An argument is out of range.
         CheckpointError: The I3D file is not there; ``tats weights fetch i3d`` gets it.
+
+    Warns:
+        UserWarning: What speaks against taking the number at face value, and what was left out.
     """
+    reporter = ForCaller()
     config = from_arguments(
         FVDConfig,
         # Where processes are spawned, those that read would import the calling script.
@@ -156,7 +161,7 @@ def fvd(
         definition={"protocol": protocol},
         compute={"device": device},
     )
-    return evaluate_fvd(Path(real), Path(fake), config).value
+    return evaluate_fvd(Path(real), Path(fake), config, reporter).value
 
 
 def evaluate_fvd(
@@ -289,6 +294,8 @@ class _Comparing:
         if options.match_n:
             for side in sides:
                 side.choose(min(counts))
+        for side in sides:
+            self._warn_of_reading(side)
         for protocol in protocols:
             _check_sizes(names, found, protocol)
         network = Network(self._config) if sides else None
@@ -392,6 +399,28 @@ class _Comparing:
                 f"is that of fewer than {len(fake.clips)} samples"
             )
 
+    def _warn_of_reading(self, side: Side) -> None:
+        """Where a rate is asked for, frames are repeated, or chosen by a rate that is assumed."""
+        rate = side.frame_rate
+        if not rate:
+            return
+        # tats sample asks for that of the clips that were trained on.
+        option = "--frame-rate" if self._config.fvd.frame_rate else "tats eval fvd --frame-rate"
+        untimed = sum(not entry.is_timed for entry in side.entries)
+        if untimed:
+            self._say(
+                f"{side.root}: the frame rate of {counted(untimed, 'video')} is not known; "
+                f"{FOLDER_RATE:g} is assumed, and frames are chosen by that to have {rate:g} a "
+                f"second; {option} 0 takes every frame"
+            )
+        slower = [entry.info.rate for entry in side.entries if entry.is_timed]
+        slower = [own for own in slower if own < rate * (1 - SAME_RATE)]
+        if slower:
+            self._say(
+                f"{side.root}: {counted(len(slower), 'video')} of {span(slower)} frames per second "
+                f"read at {rate:g}: frames are repeated; {option} {min(slower):.4g} repeats none"
+            )
+
     def _warn_of_rates(self, abouts: list[dict[str, Any]]) -> None:
         """Motion at another speed is another motion to the network."""
         real, fake = map(_rates, abouts)
@@ -401,9 +430,11 @@ class _Comparing:
             and fake
             and any(abs(a - b) > SAME_RATE * max(a, b) for a, b in zip(real, fake, strict=True))
         ):
+            lowest = min(*real, *fake) * self._config.fvd.stride  # every n-th is taken afterwards
             self._say(
                 f"real videos of {span(real)} frames per second, samples of {span(fake)}: "
-                "different speeds raise the distance; --frame-rate reads both sides at one"
+                f"different speeds raise the distance; --frame-rate {lowest:.4g} reads both sides "
+                "at that"
             )
         unsteady = sum(about["unsteady"] for about in abouts)
         if unsteady and not self._config.fvd.frame_rate:

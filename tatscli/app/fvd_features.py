@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tatscli.app.data import name_problems
-from tatscli.app.fvd_sides import Side
+from tatscli.app.fvd_sides import LEFT_OUT, Side
 from tatscli.app.launch import is_helper
 from tatscli.app.reporting import Reporter, Task
 from tatscli.config.evaluate import FVDConfig
@@ -92,7 +92,7 @@ def features_of(
 
     def finish(computed: Mapping[Wanted, _Rows]) -> None:
         for side in sides:
-            name_problems(side.undecodable, reporter)
+            name_problems(side.undecodable, LEFT_OUT, reporter)
         for asked, (rows, videos, clips) in computed.items():
             recipe = _recipe(sides[asked.side], asked.protocol, network, config, placement)
             about = asdict(sides[asked.side].about)
@@ -202,7 +202,8 @@ def _name_skipped(
             for line in features.about["skipped"]
             if asked.side == number and line not in known
         }
-        name_problems((Problem(*line.split(": ", 1)) for line in lines), reporter)
+        problems = (Problem(*line.split(": ", 1)) for line in lines)
+        name_problems(problems, LEFT_OUT, reporter)
 
 
 def _stopped(kept: Sequence[str]) -> str:

@@ -17,17 +17,18 @@ from tatscli.app.listing import LISTING, Listed
 from tatscli.app.reporting import Reporter
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDOptions
-from tatscli.config.words import counted
 from tatscli.core.data.bad import BadVideos
-from tatscli.core.data.clips import ClipSource
+from tatscli.core.data.clips import ClipSource, told_length
 from tatscli.core.data.index import Problem, VideoEntry, build_index
 from tatscli.core.data.manifest import MANIFEST_SUFFIXES
-from tatscli.core.data.video import Frames, frame_files, natural_key, read_frames
+from tatscli.core.data.video import FOLDER_RATE, Frames, frame_files, natural_key, read_frames
 from tatscli.core.metrics.protocol import Placing
 from tatscli.core.models.i3d import MIN_FRAMES
 from tatscli.errors import DataError
 
 HASHING_THREADS = 4
+LEFT_OUT = "'skipped' of --json"
+"""What names all that is left out."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Side:
         if not entries:
             raise DataError(
                 f"{root}: none of its {len(index.entries)} videos is wanted",
-                "leave out --match or --split, or name others",
+                self._unwanted([e for e in index.entries if samples.takes(e.path)]),
             )
         clip = ClipConfig(resolution=8, sequence_length=1, frame_rate=rate)
         self._source = ClipSource(list(entries.values()), index.root, clip)
@@ -121,15 +122,15 @@ class Side:
             way = "leave out --strict" if options.strict else "--short skip leaves it out"
             raise DataError(f"{root}/{first.path}: {first.reason}", way)
         self._bad.check()
-        name_problems(self.left_out, reporter)
         fitting = [n for n in range(len(entries)) if options.short == "pad" or n not in short]
         if not fitting:
+            longest = self._source.entries[int(self._source.starts.argmax())]
             raise DataError(
                 f"{root}: none of its {len(entries)} videos is long enough for a clip of "
-                f"{self._span} frames; the longest has {self._source.starts.max()}",
-                f"--frames takes shorter clips, of {MIN_FRAMES} at least; --short pad repeats last "
-                "frames",
+                f"{self._span} frames; the longest has {told_length(longest, rate)}",
+                self._longer(int(self._source.starts.max())),
             )
+        name_problems(self.left_out, LEFT_OUT, reporter)
         self._all = sorted(fitting, key=lambda n: (natural_key(self._name(n)), self._name(n)))
         self._chosen = self._all
         self.choose(options.limit)
@@ -152,11 +153,11 @@ class Side:
     def about(self) -> About:
         """What is known of the videos in use."""
         infos = [entry.info for entry in self.entries]
-        rates = [entry.info.rate for entry in self.entries if entry.kind == "file"]
+        files = [entry.info for entry in self.entries if entry.is_timed]
+        rates = [info.rate for info in files]
         if self.frame_rate:
             rates = [self.frame_rate]
         sizes = Counter(f"{info.width}x{info.height}" for info in infos)
-        files = [entry.info for entry in self.entries if entry.kind == "file"]
         return About(
             rate=median(rates or [0.0]) / self.stride,
             rates=[end / self.stride for end in (min(rates), max(rates))] if rates else [],
@@ -230,15 +231,42 @@ class Side:
     def _is_wanted(self, entry: VideoEntry) -> bool:
         if not self.is_real:
             return True
-        split, pattern = self._options.split, self._options.match
-        return split in ("all", entry.split) and (not pattern or fnmatchcase(entry.path, pattern))
+        pattern = self._options.match
+        return self._is_in_split(entry) and (not pattern or fnmatchcase(entry.path, pattern))
+
+    def _is_in_split(self, entry: VideoEntry) -> bool:
+        return self._options.split in ("all", entry.split)
+
+    def _unwanted(self, entries: Sequence[VideoEntry]) -> str:
+        """What helps where none of the videos is wanted."""
+        if not (self.is_real and entries):
+            return f"its {LISTING} lists none of them"
+        in_split = [entry.path for entry in entries if self._is_in_split(entry)]
+        if not in_split:
+            return "leave out --split, or name the other"
+        return f"--match is compared with whole paths below the folder, such as {in_split[0]}"
+
+    def _longer(self, longest: int) -> str:
+        """What helps where the longest video, on the grid of its frames, is too short."""
+        ways = []
+        fits = (longest - 1) // self.stride + 1
+        if fits >= MIN_FRAMES:
+            ways.append(f"--frames {fits} takes shorter clips")
+        if longest < max(entry.stop - entry.first for entry in self._source.entries):
+            assumed = f" (of the {FOLDER_RATE:g} a second that images and arrays are taken to have)"
+            untimed = not all(entry.is_timed for entry in self._source.entries)
+            ways.append(f"--frame-rate 0 takes every frame{assumed * untimed}")
+        if self._options.stride > 1 and longest >= self._options.frames:
+            ways.append("--stride 1 takes every frame")
+        ways = ways or [f"give longer videos (I3D needs {MIN_FRAMES} frames)"]
+        return "; or ".join([*ways, "--short pad repeats last frames"])
 
     def _short(self) -> dict[int, Problem]:
         """The videos that a clip does not fit into, by number."""
-        rate = f" at {self.frame_rate:g} fps" if self.frame_rate else ""
         return {
             number: Problem(
-                entry.path, f"has {counted(length, 'frame')}{rate}, a clip needs {self._span}"
+                entry.path,
+                f"has {told_length(entry, self.frame_rate)}, a clip needs {self._span}",
             )
             for number, (entry, length) in enumerate(
                 zip(self._source.entries, self._source.starts.tolist(), strict=True)

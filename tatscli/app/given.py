@@ -230,7 +230,7 @@ def _entries(path: Path, reporter: Reporter) -> tuple[Path, list[VideoEntry], tu
         return root, [entry], ()
     with reporter.task("indexing", "videos") as task:
         index = build_index(path, progress=lambda done, of: task.update(done, of))
-    name_problems(index.problems, reporter)
+    name_problems(index.problems, f"'tats data check {path}'", reporter)
     if path.is_file():  # its rows, or the videos in it, are what is meant
         return index.root, list(index.split("val") or index.entries), index.classes
     has_splits = any(entry.path.split("/")[0] in SPLIT_FOLDERS for entry in index.entries)

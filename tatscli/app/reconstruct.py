@@ -382,7 +382,7 @@ def _score(
     stride = videos.clip.sequence_length
     chosen = videos.spread(split, options.clips) if options.clips else videos.every(split, stride)
     clips, image, problems = _readable(chosen, videos, workers, config.data.strict, reporter)
-    name_problems(problems, reporter)
+    name_problems(problems, videos.check_command, reporter)
     usage = UsageCounts(trained.model.config.codes, grid)
     rows: list[ClipScores] = []
     batches: Iterable[list[Tensor | Problem]] = DataLoader(

@@ -1,5 +1,7 @@
 """How use cases tell what they are doing, without knowing a terminal."""
 
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -52,7 +54,7 @@ class NoTask:
 
 
 class Silent:
-    """Reports to nobody; for the Python API and tests."""
+    """Reports to nobody."""
 
     def note(self, text: str) -> None:
         """Drop the line."""
@@ -64,3 +66,20 @@ class Silent:
     def task(self, what: str, unit: str, total: int | None = None) -> Iterator[Task]:
         """Show nothing."""
         yield NoTask()
+
+
+class ForCaller(Silent):
+    """Reports to the caller of the function that makes it: warnings only, as Python's own.
+
+    They point at the line of that call.
+    """
+
+    def __init__(self) -> None:
+        caller = sys._getframe(2)
+        self._line = (caller.f_code.co_filename, caller.f_lineno)
+        self._module = caller.f_globals.get("__name__")
+        self._registry = caller.f_globals.setdefault("__warningregistry__", {})
+
+    def warn(self, text: str) -> None:
+        """Issue it, as ``warnings.warn`` does in the caller."""
+        warnings.warn_explicit(text, UserWarning, *self._line, self._module, self._registry)

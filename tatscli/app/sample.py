@@ -23,7 +23,7 @@ from tatscli.app.evaluate import FVDResult, evaluate_fvd
 from tatscli.app.given import GivenClips, check_given, open_given
 from tatscli.app.listing import read_listing, write_listing
 from tatscli.app.pictures import DEFAULT_RATE, GRID_SAMPLES, STRIP_ROWS, enlarged, strip
-from tatscli.app.reporting import Reporter, Silent
+from tatscli.app.reporting import ForCaller, Reporter, Silent
 from tatscli.app.sampler import Cuts, Sampler, long_sampler, short_sampler
 from tatscli.config.data import ClipConfig
 from tatscli.config.evaluate import FVDConfig, FVDOptions
@@ -136,7 +136,11 @@ def sample_short(
     Raises:
         ConfigError: An argument is out of range.
         CheckpointError: There is no GPT.
+
+    Warns:
+        UserWarning: What was passed over, or may not be what was meant.
     """
+    reporter = ForCaller()
     config = from_arguments(
         SampleShortConfig,
         sample={"gpt": gpt, "samples": samples, "seed": seed, "batch_size": batch_size},
@@ -144,7 +148,7 @@ def sample_short(
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device, "precision": precision},
     )
-    return _as_tensor(short_sampler(config, Silent()), config, given)
+    return _as_tensor(short_sampler(config, reporter), config, given, reporter)
 
 
 def sample_long(
@@ -194,7 +198,11 @@ def sample_long(
     Raises:
         ConfigError: An argument is out of range, or the context too long for the model.
         CheckpointError: There is no GPT.
+
+    Warns:
+        UserWarning: See ``sample_short``.
     """
+    reporter = ForCaller()
     config = from_arguments(
         SampleLongConfig,
         {"temporal_sample_pos": "context"},
@@ -204,7 +212,7 @@ def sample_long(
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
         compute={"device": device, "precision": precision},
     )
-    return _as_tensor(long_sampler(config, Silent()), config, given)
+    return _as_tensor(long_sampler(config, reporter), config, given, reporter)
 
 
 @explained(_LESS_MEMORY)
@@ -250,7 +258,10 @@ def read_samples(folder: Path) -> tuple[Tensor, list[str | None]]:
 
 
 def _as_tensor(
-    sampler: Sampler, config: SampleShortConfig | SampleLongConfig, given: Tensor | None
+    sampler: Sampler,
+    config: SampleShortConfig | SampleLongConfig,
+    given: Tensor | None,
+    reporter: Reporter,
 ) -> Tensor:
     options = config.sample
     if given is not None:
@@ -262,12 +273,12 @@ def _as_tensor(
         frames = sampler.length * sampler.factor
         check_given(given.shape[2], sampler.factor, frames, "given: T")
     seconds = sampler.length * sampler.factor / sampler.rate
-    asked = _wishes(sampler, config, (), options.samples, seconds, None, Silent())
-    sampler.to(choose_device(config.compute.device), config.compute, Silent())
+    asked = _wishes(sampler, config, (), options.samples, seconds, None, reporter)
+    sampler.to(choose_device(config.compute.device), config.compute, reporter)
     start = None if given is None else sampler.encode(given)
     made = []
     cuts, guidance = Cuts.of(config.filter), config.condition.guidance
-    with Silent().task("", "") as task:
+    with reporter.task("", "") as task:
         for codes in sampler.batches(options, cuts, task, asked, guidance, start):
             # One by one, as files are written: decoding takes much more memory than sampling.
             for one in torch.split(codes, 1):

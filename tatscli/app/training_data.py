@@ -375,7 +375,7 @@ def video_clips(videos: VideoClips, config: StageConfig, reporter: Reporter) -> 
     if problems and config.data.strict:
         first = problems[0]
         raise DataError(f"{videos.index.root}/{first.path}: {first.reason}", "leave out --strict")
-    name_problems(problems, reporter)
+    name_problems(problems, videos.check_command, reporter)
     for problem in problems:
         videos.bad.add(problem)
     return Clips(train, len(train), held)

@@ -137,7 +137,7 @@ def features(
 
     found = write_features(videos, out, config, console.Terminal())
     counts = {"file": out, "videos": len(set(found.videos)), "clips": len(found.clips)}
-    console.result(counts | found.recipe, as_json=json)
+    console.result(counts | found.recipe | {"skipped": found.about["skipped"]}, as_json=json)
 
 
 @app.command(epilog="Example: tats eval compare old.json new.json")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tatscli.config.base import Config, Published
 from tatscli.config.compute import DeviceConfig, SharedInferenceConfig
@@ -11,6 +11,8 @@ from tatscli.config.data import GPTDataConfig
 
 ProtocolName = Literal["fvd", "tats", "stylegan-v", "videogpt", "cd-fvd-i3d"]
 Placing = Literal["random", "start", "center", "uniform"]
+I3D_FRAMES = 9
+"""The fewest that the network takes."""
 
 
 class ProtocolConfig(Config):
@@ -46,7 +48,7 @@ class FVDOptions(Config):
     """I3D file, any of its published ones; by default the one tats weights fetch stored."""
     all_protocols: bool = False
     """Compute all named definitions at once, each video decoded once."""
-    frames: int = Field(16, ge=9)
+    frames: int = Field(16, ge=I3D_FRAMES)
     """Frames of each clip."""
     stride: int = Field(1, ge=1)
     """Take every n-th frame of both sides."""
@@ -80,6 +82,20 @@ class FVDOptions(Config):
     """Largest part of the videos of a side that may turn out unreadable before this is an error."""
     strict: bool = False
     """Stop at the first file that cannot be read, instead of naming and skipping it."""
+
+    @field_validator("frames", mode="before")
+    @classmethod
+    def _are_enough(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < I3D_FRAMES:
+            raise ValueError(f"the network (I3D) needs {I3D_FRAMES} frames at least, got {value}")
+        return value
+
+    @field_validator("limit")
+    @classmethod
+    def _leaves_two(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("a distance needs at least 2 videos on each side, got 1; 0 takes all")
+        return value
 
 
 class FVDConfig(Config):

@@ -88,8 +88,9 @@ def test_a_class_that_only_validation_videos_have_is_named(data: Path, tmp_path:
 def test_clips_longer_than_every_video_are_said_to_be(data: Path) -> None:
     result = check_data(data, CheckConfig(sequence_length=100))
     assert result.training_clips == 0
-    assert len(result.too_short) == 2  # both splits
-    assert all("100" in line and "12" in line for line in result.too_short)
+    assert len(set(result.too_short)) == 6  # of both splits, by their names
+    assert all(line.endswith(".mp4: has 12 frames, a clip needs 100") for line in result.too_short)
+    assert result.rates_assumed == 0
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
@@ -196,10 +197,11 @@ def images(folder: Path, count: int) -> None:
 def test_of_a_single_video_the_last_tenth_is_held_out_and_that_is_said(tmp_path: Path) -> None:
     write_video(tmp_path / "d" / "a.mp4", np.zeros((20, 16, 16, 3), np.uint8), 8)
     error = clips_of(tmp_path / "d")
-    assert "frames 18 to 19 of a.mp4, has 2 frames" in error.message
+    assert "the first, a.mp4, has 2 frames (18 to 19), the longest 2" in error.message
     assert "--sequence-length 2 is the longest" in error.hint
     assert "the last tenth of the only video is held out" in error.hint
     found = check_data(tmp_path / "d", CheckConfig())
+    assert found.too_short == ["a.mp4: has 2 frames (18 to 19), a clip needs 16"]
     with pytest.raises(DataError, match="no validation video is long enough") as caught:
         require_clips(found, CheckConfig())
     assert caught.value.hint == error.hint
@@ -242,21 +244,45 @@ def test_what_is_said_of_a_manifest_that_is_too_short_is_true_of_it(
 def test_a_folder_of_images_is_a_video_of_an_assumed_rate_and_that_is_said(tmp_path: Path) -> None:
     images(tmp_path / "pictures", 5)
     error = clips_of(tmp_path / "pictures", rate=8)
-    assert "the first, pictures, has 2 frames at 8 fps of its 5 at 25" in error.message
-    assert "--frame-rate 25 takes every image" in error.hint
+    assert "the first, pictures, has 2 frames at 8 fps of its 5 at an assumed 25" in error.message
+    assert "--frame-rate 25 takes every frame" in error.hint
     assert "taken to have 25 frames per second" in error.hint
     assert "--sequence-length" not in error.hint  # of one frame, that helps nobody
     for rate in (0, 25):
         error = clips_of(tmp_path / "pictures", rate=rate)
         assert "has 5 frames" in error.message
         assert "--frame-rate" not in error.hint
+    slow = CheckConfig(frame_rate=8)
+    found = check_data(tmp_path / "pictures", slow)
+    assert (found.rates, found.rates_assumed) == ({"25": 1}, 1)
+    with pytest.raises(DataError) as caught:
+        require_clips(found, slow)
+    assert caught.value.hint == clips_of(tmp_path / "pictures", rate=8).hint
+
+
+def test_of_many_that_are_too_short_the_command_that_names_all_is_said(data: Path) -> None:
+    write_video(data / "train" / "circle" / "long.mp4", np.zeros((40, 16, 16, 3), np.uint8), 8)
+    write_video(data / "test" / "circle" / "long.mp4", np.zeros((40, 16, 16, 3), np.uint8), 8)
+    for number in range(6):
+        short = np.full((3 + number, 16, 16, 3), 20 * number, np.uint8)
+        write_video(data / "train" / "circle" / f"short{number}.mp4", short, 8)
+    clip = ClipConfig(resolution=16, sequence_length=16, frame_rate=4)
+    reporter = Warned()
+    left_out = open_videos(data, clip, reporter).problems
+    assert len(left_out) == 12
+    command = f"tats data check {data} --sequence-length 16 --frame-rate 4"
+    assert reporter.said[-1] == f"left out 2 more videos; '{command}' names them all"
+    found = check_data(data, CheckConfig(sequence_length=16, frame_rate=4))
+    assert found.too_short == [f"{p.path}: {p.reason}" for p in left_out]
 
 
 def test_a_video_too_short_to_be_divided_has_no_frame_in_one_of_its_splits(tmp_path: Path) -> None:
     images(tmp_path / "pictures", 4)
     found = check_data(tmp_path / "pictures", CheckConfig(sequence_length=8))
-    assert "the first, pictures, has 4 frames, none of them in this split" in found.too_short[1]
-    assert "frames 4 to 3" not in found.too_short[1]
+    assert found.too_short == [
+        "pictures: has 4 frames, a clip needs 8",
+        "pictures: has 4 frames, none of them in val, a clip needs 8",
+    ]
 
 
 def test_no_length_fits_where_nothing_is_left_to_train_on(tmp_path: Path) -> None:
@@ -288,7 +314,7 @@ def test_a_manifest_is_what_its_errors_name_and_unreadable_rows_are_warned_of(
     manifest.write_text("path,split\na.mp4,train\na.mp4,val\ngone.mp4,train\n")
     reporter = Warned()
     found = check_data(manifest, CheckConfig(), reporter)
-    assert [line.split(": ")[0] for line in found.too_short] == [str(manifest)] * 2
+    assert found.too_short == ["a.mp4: has 6 frames, a clip needs 16"] * 2
     assert reporter.said[0].startswith(f"1 of 2 videos of {manifest} cannot be read")
     clip = ClipConfig(resolution=8, sequence_length=4)
     with pytest.raises(DataError, match=r"^1 of 2 videos of .*m\.csv cannot be read"):

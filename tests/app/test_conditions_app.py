@@ -450,6 +450,9 @@ def test_a_text_that_is_too_long_is_cut_with_a_note(text_run: Path, tmp_path: Pa
     [said] = [warning for warning in notes.warnings if "is cut to the" in warning]
     assert f"{tokenizer.length(text)} tokens is cut to the {tokenizer.tokens}" in said
     assert repr(tokenizer.kept(text)) in said
+    with pytest.warns(UserWarning) as caught:
+        module.sample_short(text_run, 1, text=text, device="cpu")
+    assert [(str(one.message), one.filename) for one in caught] == [(said, __file__)]
 
 
 def test_an_infilling_gpt_must_have_learnt_what_guidance_needs_as_well(

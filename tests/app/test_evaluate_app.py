@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from hashlib import blake2b
@@ -276,9 +278,14 @@ def test_without_the_weights_the_message_says_how_to_get_them(data: Path) -> Non
 
 
 @pytest.mark.usefixtures("cheap")
-def test_the_function_gives_the_number(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tatscli.fvd(data / "train", data / "test", frames=9, resolution=8, device="cpu")
-    assert found == evaluate_fvd(data / "train", data / "test", options(features="i3d")).value > 0
+def test_the_function_gives_the_number_and_its_warnings(data: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = tatscli.fvd(data / "train", data / "test", frames=9, resolution=8, device="cpu")
+    result = evaluate_fvd(data / "train", data / "test", options(features="i3d"))
+    assert found == result.value > 0
+    assert [str(one.message) for one in caught] == result.warnings != []
+    assert {(one.category, one.filename) for one in caught} == {(UserWarning, __file__)}
 
 
 def ramps(folder: Path, rate: float, frames: slice) -> Path:
@@ -294,13 +301,15 @@ def test_sides_at_different_speeds_are_warned_of_unless_a_rate_is_given(tmp_path
     real = ramps(tmp_path / "real", 32, slice(None))
     fake = ramps(tmp_path / "fake", 16, slice(None, None, 2))
 
-    def warned(**settings: Any) -> bool:
+    def warned(**settings: Any) -> str:
         notes = Notes()
         evaluate_fvd(real, fake, options(**settings), notes)
-        return any("--frame-rate" in warning for warning in notes.warnings)
+        return "".join(warning for warning in notes.warnings if "--frame-rate" in warning)
 
-    assert warned()
+    assert "--frame-rate 15.99 reads both sides at that" in warned()  # of times in milliseconds
     assert not warned(frame_rate=16)
+    told = f"{fake}: 2 videos of 15.99 frames per second read at 32: frames are repeated;"
+    assert warned(frame_rate=32) == f"{told} --frame-rate 15.99 repeats none"
     notes = Notes()
     matched = evaluate_fvd(real, fake, options(), notes, real_rate=16)
     assert not any("--frame-rate" in warning for warning in notes.warnings)
@@ -322,8 +331,8 @@ def test_a_side_of_several_speeds_says_which(tmp_path: Path) -> None:
 
     # The median of both is 25.
     assert "real videos of 8 to 25 frames per second, samples of 25: different" in said(mixed, even)
-    assert "speeds" not in said(mixed, mixed)
-    assert "speeds" not in said(mixed, even, frame_rate=10)
+    assert "different speeds" not in said(mixed, mixed)
+    assert "different speeds" not in said(mixed, even, frame_rate=10)
     found = evaluate_fvd(mixed, even, options())
     assert (found.frame_rates, found.frame_rate_ranges) == ([25, 25], [[8, 25], [25, 25]])
     assert "5 videos, 8x8, 8 to 25 fps" in provenance(found)["real"]
@@ -671,8 +680,9 @@ def test_videos_are_chosen_by_split_pattern_and_number(data: Path, tmp_path: Pat
     }
     assert counts["all", ""] == counts["train", ""] + counts["val", ""]
     assert counts["all", "train/*"] == counts["train", ""]
-    with pytest.raises(DataError, match="none of its 6 videos is wanted"):
-        evaluate_fvd(data, data, options(match="nothing*"))
+    with pytest.raises(DataError, match="none of its 6 videos is wanted") as caught:
+        evaluate_fvd(data, data, options(match="circle/*", split="train"))
+    assert re.search(r"--match is .*, such as train/circle/\S+\.mp4$", caught.value.hint)
     samples = write(tmp_path / "samples", 3)  # of no splits, and all of them
     assert evaluate_fvd(data, samples, options(match="train/*")).fake_videos == 3
     few, more = (
@@ -735,8 +745,49 @@ def test_short_videos_are_left_out_refused_or_padded(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has 5 frames, a clip needs 9") as caught:
         evaluate_fvd(real, fake, options(short="error"))
     assert "--short skip" in caught.value.hint
-    with pytest.raises(DataError, match="a clip of 13 frames; the longest has 12"):
+    with pytest.raises(DataError, match="a clip of 13 frames; the longest has 12") as caught:
         evaluate_fvd(real, fake, options(frames=13))
+    assert "--frames 12 takes shorter clips" in caught.value.hint
+    with pytest.raises(DataError, match="the longest has 12") as caught:
+        evaluate_fvd(real, fake, options(stride=2))
+    assert "--frames" not in caught.value.hint
+    assert "--stride 1" in caught.value.hint
+    with pytest.raises(DataError, match="the longest has 5 frames") as caught:
+        evaluate_fvd(real / "short", fake, options())
+    assert "longer videos (I3D needs 9 frames); or --short pad" in caught.value.hint
+
+
+@pytest.mark.usefixtures("cheap")
+def test_what_names_all_that_is_left_out_is_the_result(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 2), write(tmp_path / "fake", 2, seed=1)
+    write(real / "short", 12, frames=5)
+    notes = Notes()
+    found = evaluate_fvd(real, fake, options(), notes)
+    assert len(found.skipped) == 12
+    assert "left out 2 more videos; 'skipped' of --json names them all" in notes.warnings
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_rate_that_is_asked_of_frames_without_one_is_said_to_be_assumed(tmp_path: Path) -> None:
+    real, fake = write(tmp_path / "real", 3, frames=40), tmp_path / "fake.npy"
+    np.save(fake, moving(3, 1, 30))
+    told = f"{fake}: the frame rate of 3 videos is not known; 25 is assumed, and frames are chosen"
+
+    def warned(**settings: Any) -> list[str]:
+        found = evaluate_fvd(real, fake, options(**settings))
+        return [warning for warning in found.warnings if "assumed" in warning]
+
+    [said] = warned(frame_rate=8)
+    assert said.startswith(told) and "to have 8 a second; --frame-rate 0 takes every" in said
+    assert warned() == []
+    with pytest.raises(DataError) as caught:
+        evaluate_fvd(real, fake, options(frame_rate=8, frames=12))
+    assert "has 10 frames at 8 fps of its 30 at an assumed 25" in caught.value.message
+    assert "--frame-rate 0 takes every frame (of the 25 a second that" in caught.value.hint
+    # What tats sample asks for is no option of its own.
+    notes = Notes()
+    evaluate_fvd(fake, real, options(), notes, real_rate=8)
+    assert any("tats eval fvd --frame-rate 0" in warning for warning in notes.warnings)
 
 
 def judged(tmp_path: Path, name: str, **changes: Any) -> Path:

@@ -136,27 +136,12 @@ class ClipSource:
                 )
             entries = [entry for entry in entries if entry.has_sound]
         lengths = [grid_length(entry, clip.frame_rate) for entry in entries]
-        rate = f" at {clip.frame_rate:g} fps" if clip.frame_rate else ""
-        self.problems = tuple(
-            Problem(
-                entry.path,
-                f"has {counted(length, 'frame')}{rate}{_of(entry, length)}, a clip needs "
-                f"{clip.sequence_length}",
-            )
-            for entry, length in zip(entries, lengths, strict=True)
-            if length < clip.sequence_length
-        )
+        self.problems = too_short(entries, clip)
         if len(self.problems) == len(entries):
             if not entries:
                 raise DataError(f"{root}: there is no video")
-            entry = entries[0]
-            name = root.name if entry.path == "." else entry.path
-            has = f"{counted(lengths[0], 'frame')}{rate}{_of(entry, lengths[0])}"
-            if entry.first == entry.stop:
-                has = f"{counted(len(entry.info.times), 'frame')}, none of them in this split"
-            elif (entry.first, entry.stop) != (0, len(entry.info.times)):
-                name = f"frames {entry.first} to {entry.stop - 1} of {name}"
-            first = f"the first, {name}, has {has}"
+            name = root.name if entries[0].path == "." else entries[0].path
+            first = f"the first, {name}, has {told_length(entries[0], clip.frame_rate)}"
             raise DataError(
                 f"{root}: no {entries[0].split} video is long enough for a clip of "
                 f"{clip.sequence_length} frames; {first}, the longest {max(lengths)}"
@@ -284,10 +269,29 @@ def grid_length(entry: VideoEntry, frame_rate: float) -> int:
     return int((times[-1] - times[0]) * frame_rate + 1e-6) + 1
 
 
-def _of(entry: VideoEntry, length: int) -> str:
-    """How many frames a video itself has, where those on the grid are others."""
-    own = entry.stop - entry.first
-    return f" of its {own} at {entry.info.rate:.4g}" if own != length else ""
+def told_length(entry: VideoEntry, frame_rate: float) -> str:
+    """How many frames a video, or its part, has on the grid of a rate, and of which."""
+    own, whole = entry.stop - entry.first, len(entry.info.times)
+    if not own:
+        return f"{counted(whole, 'frame')}, none of them in {entry.split}"
+    length = grid_length(entry, frame_rate)
+    rate = f" at {frame_rate:g} fps" if frame_rate else ""
+    assumed = "" if entry.is_timed else "an assumed "
+    of = f" of its {own} at {assumed}{entry.info.rate:.4g}" if own != length else ""
+    part = f" ({entry.first} to {entry.stop - 1})" if own != whole else ""
+    return f"{counted(length, 'frame')}{rate}{of}{part}"
+
+
+def too_short(entries: Iterable[VideoEntry], clip: ClipConfig) -> tuple[Problem, ...]:
+    """The videos that a clip does not fit into."""
+    return tuple(
+        Problem(
+            entry.path,
+            f"has {told_length(entry, clip.frame_rate)}, a clip needs {clip.sequence_length}",
+        )
+        for entry in entries
+        if grid_length(entry, clip.frame_rate) < clip.sequence_length
+    )
 
 
 class _Slots:

@@ -86,6 +86,11 @@ class VideoEntry:
     sound: str = ""
 
     @property
+    def is_timed(self) -> bool:
+        """Whether it says itself when its frames are shown; else a rate is assumed."""
+        return self.kind == "file"
+
+    @property
     def has_sound(self) -> bool:
         """Whether there is sound to it, beside it or in it."""
         return bool(self.sound) or self.info.sound

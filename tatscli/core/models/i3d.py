@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tatscli.config.evaluate import I3D_FRAMES
 from tatscli.core.weights import Layout
 
 SIDE = 224
-MIN_FRAMES = 9
+MIN_FRAMES = I3D_FRAMES
 CLASSES = 400
 
 _BRANCHES = ("b0", "b1a", "b1b", "b2a", "b2b", "b3b")
