@@ -60,10 +60,12 @@ class Content:
     Attributes:
         fingerprint: Of the training videos' names and lengths, or of the training shards.
         holds: Counts, for people.
+        encoded: Whether it is tokens.
     """
 
     fingerprint: str
     holds: str
+    encoded: bool = False
 
 
 class GPTStart(NamedTuple):
@@ -409,7 +411,8 @@ def _tokens_content(manifest: TokenManifest | StreamManifest, reads: bool) -> Co
     clips = sum(shard.n for shard in shards)
     captions = [str(manifest.captions.get("train"))] if reads else []
     digest = _digest([*(shard.sha256 for shard in shards), *captions])
-    return Content(digest, f"{counted(clips, 'clip')} in {counted(len(shards), 'shard')}")
+    holds = f"{counted(clips, 'clip')} in {counted(len(shards), 'shard')}"
+    return Content(digest, holds, encoded=True)
 
 
 def _digest(lines: Iterable[str]) -> str:
