@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -255,19 +256,37 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
 
 
 def check_fingerprint(
-    manifest: TokenHeader, vqgan: TrainedVQGAN, tokens: Path, given: Path | None
+    manifest: TokenHeader,
+    vqgan: TrainedVQGAN,
+    tokens: Path,
+    given: Path | None,
+    *,
+    needed: bool = False,
 ) -> None:
     """Tokens mean something only to the VQGAN that wrote them.
+
+    Args:
+        manifest: What the tokens are.
+        vqgan: What is to read them.
+        tokens: Where they are.
+        given: Where the VQGAN is; None for that of the tokens.
+        needed: Whether it cannot be another, since a GPT was trained with it.
 
     Raises:
         DataError: It is another; the message has both fingerprints.
     """
     fingerprint = vqgan.model.fingerprint()
     if fingerprint != manifest.fingerprint:
+        hint = "encode the videos with that one, or leave it out: the token dataset holds its own"
+        if needed and given:
+            hint = (
+                "a GPT keeps its VQGAN; encode the videos with that: tats encode --data VIDEOS "
+                f"--vqgan {quote(str(given))} --out NEW"
+            )
         raise DataError(
             f"{tokens} holds tokens of VQGAN {manifest.fingerprint}, "
             f"but {given or tokens / VQGAN_FILE} is VQGAN {fingerprint}",
-            "encode the videos with that one, or leave it out: the token dataset holds its own",
+            hint,
         )
 
 
