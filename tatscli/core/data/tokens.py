@@ -811,7 +811,7 @@ def _refuse_other(folder: Path, present: TokenManifest, header: TokenHeader) -> 
                 )
             named = "VQGAN" if field == "fingerprint" else field
             raise DataError(
-                f"{folder} holds tokens of another {named}: {_brief(was)}, this is {_brief(now)}",
+                f"{folder} holds other tokens; {named} there: {_brief(was)}, here: {_brief(now)}",
                 "choose another folder with --out",
             )
 
