@@ -37,7 +37,7 @@ def decode(
     config: DecodeConfig,
     json: Json = False,
 ) -> None:
-    """Turn tokens back into videos."""
+    """Turn tokens back into videos, in folders of their classes and with captions beside them."""
     from tatscli.app.ahead import check_decoding
 
     check_decoding(config)
