@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from tatscli.app.ahead import made_by_tats, require_data
 from tatscli.app.reporting import Reporter, Silent
@@ -93,8 +94,9 @@ class VideoClips:
 
     @property
     def problems(self) -> list[Problem]:
-        """Videos that are left out."""
-        return [*self.index.problems, *self.train.problems, *self.val.problems]
+        """Videos that are left out; what is wrong with several parts of one, once."""
+        every = [*self.index.problems, *self.train.problems, *self.val.problems]
+        return list(dict.fromkeys(every))
 
     @cached_property
     def bad(self) -> BadVideos:
@@ -385,8 +387,8 @@ class CheckResult:
         with_sound: Usable videos with sound, of their own or beside them.
         classes: Names of the classes.
         untrained_classes: Names of those that only validation videos have.
-        frames: Frames decoded.
-        hours: Playing time of the usable videos.
+        frames: Frames of the usable videos; of files, only what a manifest names, and that once.
+        hours: Their playing time.
         sizes: Videos of each size as displayed.
         rates: Videos of each frame rate.
         rates_assumed: Videos that do not say theirs, and are taken to have 25 frames per second.
@@ -461,7 +463,7 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
     short = {split: too_short(videos.index.split(split), clip) for split in SPLITS}
     trains = len(short["train"]) < len(videos.index.split("train"))
     double, in_both = _doubles(index.root, usable)
-    seconds = {e.path: len(e.info.times) / e.info.rate for e in usable if e.info.rate}
+    frames = _frames_in_use(usable)
     once = [files[path] for path in sorted(decoded)]
     result = CheckResult(
         folder=folder,
@@ -472,8 +474,8 @@ def check_data(folder: Path, config: CheckConfig, reporter: Reporter | None = No
         with_sound=sum(entry.has_sound for entry in usable),
         classes=list(index.classes),
         untrained_classes=list(index.untrained),
-        frames=sum(len(entry.info.times) for entry in once),
-        hours=sum(seconds.values()) / 3600,
+        frames=sum(frames.values()),
+        hours=sum(frames[e.path] / e.info.rate for e in once if e.info.rate) / 3600,
         sizes=_counts(f"{entry.info.width}x{entry.info.height}" for entry in once),
         rates=_counts(f"{entry.info.rate:.4g}" for entry in once),
         rates_assumed=sum(not entry.is_timed for entry in once),
@@ -546,6 +548,15 @@ def _decode_all(root: Path, entry: VideoEntry) -> str:
     except DataError as error:
         return problem_of(root, entry.path, error).reason
     return ""
+
+
+def _frames_in_use(entries: Iterable[VideoEntry]) -> dict[str, int]:
+    """How many frames of each file belong to the dataset; its parts may overlap."""
+    used: dict[str, npt.NDArray[np.bool_]] = {}
+    for entry in entries:
+        of_file = used.setdefault(entry.path, np.zeros(len(entry.info.times), bool))
+        of_file[entry.first : entry.stop] = True
+    return {path: int(of_file.sum()) for path, of_file in used.items()}
 
 
 def _doubles(root: Path, entries: list[VideoEntry]) -> tuple[list[str], list[str]]:

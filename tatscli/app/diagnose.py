@@ -103,6 +103,7 @@ def _facts_of_gpt(config: GPTTrainConfig, record: Mapping[str, Any]) -> Facts:
     return Facts(
         kind="gpt",
         codes=record.get("codes", config.model.vocab_size),
+        encoded=record.get("data", {}).get("encoded", False),
         **_shared_facts(config.train, config.optim, record),
     )
 

@@ -1,11 +1,12 @@
 """Videos to a token dataset, and tokens to videos."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ from tatscli.config.words import counted
 from tatscli.core.checkpoint import TrainedVQGAN, read_vqgan, save_vqgan
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import Clip, FixedClips, Wanted
-from tatscli.core.data.index import Problem
+from tatscli.core.data.index import Problem, is_folder_name
 from tatscli.core.data.tokens import (
     SOUND_FILE,
     VQGAN_FILE,
@@ -48,6 +49,7 @@ from tatscli.core.data.tokens import (
 )
 from tatscli.core.data.video import Frames, to_uint8, video_writer
 from tatscli.core.failures import explained
+from tatscli.core.files import write_whole
 from tatscli.core.models.inference import vqgan_for_inference
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.ranks import Rank, each_batch, gathered
@@ -218,6 +220,8 @@ def encode(config: EncodeConfig, reporter: Reporter | None = None) -> EncodeResu
 def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None) -> DecodeResult:
     """Decode a token dataset, here or elsewhere, to one video a clip.
 
+    The videos are a dataset again: those of a class in a folder of its name, captions beside them.
+
     Raises:
         DataError: There are no tokens, they are damaged or cannot be fetched, or another VQGAN is
             given than they were made with.
@@ -238,6 +242,7 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
     frames = manifest.grid[0] * vqgan.model.config.downsample[0]
     # Long clips are decoded one by one, in pieces.
     batch_size = options.batch_size if frames <= WHOLE_FRAMES else 1
+    folders = _class_folders(chosen, counts, manifest.classes, reporter)
     written = 0
     with reporter.task("decoding", "clips", sum(counts.values())) as task:
         for split, held in chosen:
@@ -247,27 +252,73 @@ def decode(tokens: Path, config: DecodeConfig, reporter: Reporter | None = None)
                 for number, clip in zip(numbers, _clips(vqgan.model, codes), strict=True):
                     path, start = held.origin(number)
                     tags = {"comment": f"{path} from {start:.3f} s"}
-                    stem = options.out / split / f"clip-{number:06}"
+                    stem = options.out / split / folders[held.labels[number]] / f"clip-{number:06}"
                     _write(stem, clip, rate, options.lossless, tags)
+                    if captions := held.every_caption(number):
+                        text = "\n".join(captions).encode("utf-8", "replace")
+                        write_whole(stem.with_suffix(".txt"), text + b"\n", DataError)
                     written += 1
                     task.update(written)
     return DecodeResult(options.out, written, frames, size, rate)
 
 
+def _class_folders(
+    chosen: Sequence[tuple[Split, TokenDataset]],
+    counts: Mapping[Split, int],
+    classes: Sequence[str],
+    reporter: Reporter,
+) -> Sequence[str]:
+    """The folder of each class, and of none the last; all empty where there are to be none.
+
+    Names come from files and need not be safe as paths, and a video outside of any class would
+    undo those of the others.
+    """
+    flat = [""] * (len(classes) + 1)
+    bare = sum(int((held.labels[: counts[split]] < 0).sum()) for split, held in chosen)
+    unfit = [name for name in classes if not is_folder_name(name)]
+    if not classes:
+        return flat
+    if not bare and not unfit:
+        return [*classes, ""]
+    why = f"{bare} of {counted(sum(counts.values()), 'clip')} have none"
+    if unfit:
+        why = f"{unfit[0]!r} is no name of a folder"
+    reporter.note(f"the videos are not in folders of their classes: {why}")
+    return flat
+
+
 def check_fingerprint(
-    manifest: TokenHeader, vqgan: TrainedVQGAN, tokens: Path, given: Path | None
+    manifest: TokenHeader,
+    vqgan: TrainedVQGAN,
+    tokens: Path,
+    given: Path | None,
+    *,
+    needed: bool = False,
 ) -> None:
     """Tokens mean something only to the VQGAN that wrote them.
+
+    Args:
+        manifest: What the tokens are.
+        vqgan: What is to read them.
+        tokens: Where they are.
+        given: Where the VQGAN is; None for that of the tokens.
+        needed: Whether it cannot be another, since a GPT was trained with it.
 
     Raises:
         DataError: It is another; the message has both fingerprints.
     """
     fingerprint = vqgan.model.fingerprint()
     if fingerprint != manifest.fingerprint:
+        hint = "encode the videos with that one, or leave it out: the token dataset holds its own"
+        if needed and given:
+            hint = (
+                "a GPT keeps its VQGAN; encode the videos with that: tats encode --data VIDEOS "
+                f"--vqgan {quote(str(given))} --out NEW"
+            )
         raise DataError(
             f"{tokens} holds tokens of VQGAN {manifest.fingerprint}, "
             f"but {given or tokens / VQGAN_FILE} is VQGAN {fingerprint}",
-            "encode the videos with that one, or leave it out: the token dataset holds its own",
+            hint,
         )
 
 

@@ -601,7 +601,8 @@ def _padded(video: Frames, like: Frames) -> Frames:
 
 def _note_unused(real: RealDataConfig, reporter: Reporter) -> None:
     """Say which settings of the comparison mean nothing, because there is none."""
-    unused = sorted(real.model_fields_set - {"compute_fvd"})
+    # A saved config gives every setting, most of them as they are by default.
+    unused = sorted(real.model_dump(exclude_defaults=True).keys() - {"compute_fvd"})
     if unused and not real.compute_fvd:
         options = ", ".join("--" + name.replace("_", "-") for name in unused)
         reporter.note(f"without --compute-fvd this has no effect: {options}")

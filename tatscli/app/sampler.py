@@ -6,6 +6,7 @@ Letters: B samples, C channels, T frames, H W pixels; t h w latent grid.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -306,11 +307,10 @@ def _open_infill(
         )
     wanted = (stride + 1, *trained.model.config.grid[1:])
     if grid != wanted:
-        frames = wanted[0] * trained.vqgan.model.config.downsample[0]
         raise ConfigError(
             f"--infill-gpt: {file} has windows of {_grid(grid)}, between key frames {stride} "
             f"latent frames apart {_grid(wanted)} are needed",
-            f"train one on clips of {frames} frames: tats gpt train --infill --sequence-length N",
+            f"train one: {_infill_training(trained, path, wanted[0])}",
         )
     ours, other = trained.vqgan.model.fingerprint(), infill.vqgan.model.fingerprint()
     if ours != other:
@@ -332,6 +332,16 @@ def _open_infill(
             "train both on the same classes",
         )
     return infill
+
+
+def _infill_training(trained: TrainedGPT, path: Path, length: int) -> str:
+    """The command that trains a GPT to fill in between so many latent frames of another."""
+    clip, condition = trained.vqgan.clip, trained.model.config.condition.name
+    span = length * trained.vqgan.model.config.downsample[0] * clip.sample_every_n_frames
+    # The VQGAN inside brings resolution and rates along.
+    command = f"tats gpt train --data VIDEOS --vqgan {quote(str(path))} --infill"
+    sound = " --sound-vqgan RUN" if "sound" in condition else ""
+    return f"{command} --sequence-length {span} --condition {condition}{sound}"
 
 
 def _check_context(sampler: Sampler) -> None:

@@ -60,10 +60,12 @@ class Content:
     Attributes:
         fingerprint: Of the training videos' names and lengths, or of the training shards.
         holds: Counts, for people.
+        encoded: Whether it is tokens.
     """
 
     fingerprint: str
     holds: str
+    encoded: bool = False
 
 
 class GPTStart(NamedTuple):
@@ -200,7 +202,7 @@ def _tokens(
     _check_geometry(config, manifest)
     source = start.source if start else config.vqgan
     vqgan = start.gpt.vqgan if start else read_vqgan(source or folder)
-    check_fingerprint(manifest, vqgan, folder, source)
+    check_fingerprint(manifest, vqgan, folder, source, needed=start is not None)
     # Published files do not know the rate of their clips.
     rate = vqgan.rate or read_vqgan(folder).rate
     vqgan = replace(vqgan, clip=manifest.clip, rate=rate)
@@ -356,7 +358,8 @@ def _check_geometry(config: GPTTrainConfig, manifest: TokenHeader) -> None:
                 f"leave out {option}, or encode again",
             )
     asked, heard = config.data.missing_sound, manifest.sound
-    if "missing_sound" in config.data.model_fields_set and heard and asked != heard.missing:
+    # The default asks for nothing: the saved settings of a run that goes on have it, too.
+    if asked == "skip" and heard and heard.missing != asked:
         raise ConfigError(
             f"--missing-sound {asked}, but {config.data.data} was encoded with {heard.missing}",
             "leave out --missing-sound, or encode again",
@@ -409,7 +412,8 @@ def _tokens_content(manifest: TokenManifest | StreamManifest, reads: bool) -> Co
     clips = sum(shard.n for shard in shards)
     captions = [str(manifest.captions.get("train"))] if reads else []
     digest = _digest([*(shard.sha256 for shard in shards), *captions])
-    return Content(digest, f"{counted(clips, 'clip')} in {counted(len(shards), 'shard')}")
+    holds = f"{counted(clips, 'clip')} in {counted(len(shards), 'shard')}"
+    return Content(digest, holds, encoded=True)
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -37,7 +37,10 @@ def decode(
     config: DecodeConfig,
     json: Json = False,
 ) -> None:
-    """Turn tokens back into videos."""
+    """Turn tokens back into videos.
+
+    They are a dataset again: each in the folder of its class, with its captions beside it.
+    """
     from tatscli.app.ahead import check_decoding
 
     check_decoding(config)

@@ -1,5 +1,7 @@
 """``tats gpt``: stage two."""
 
+import shlex
+
 import typer
 
 from tatscli.cli import console
@@ -43,10 +45,15 @@ def train(
     result = use_case.train_gpt(config, resume, console.Terminal())
     # What was trained, which is not asked for again where a run goes on or starts from weights.
     trained = read_layer(result.run / "config.yaml").values["model"]
+    run = shlex.quote(str(result.run))
+    gpts = f"--gpt {run}"
     if trained["infill"] or trained["n_unmasked"]:
-        then = f"tats sample long --gpt KEYS --infill-gpt {result.run} --length 64"
+        gpts = f"--gpt KEYS --infill-gpt {run}"
     elif trained["latent_stride"] > 1:
-        then = f"tats sample long --gpt {result.run} --infill-gpt INFILL --length 64"
-    else:
-        then = f"tats sample long --gpt {result.run} --length 64"
+        gpts += " --infill-gpt INFILL"
+    from tatscli.app.asked import OPTIONS
+
+    # Classes are taken in turn by themselves.
+    shown = (f" {OPTIONS[kind]}" for kind in ("text", "sound") if kind in trained["condition"])
+    then = f"tats sample long {gpts}{''.join(shown)} --length 64"
     console.trained(result, as_json=json, then=then)

@@ -133,7 +133,7 @@ def from_arguments(
 
 
 def read_layer(file: Path) -> Layer:
-    """Settings of a YAML file.
+    """Settings of a YAML file, or of a run by its folder.
 
     Raises:
         ConfigError: The file cannot be read, is not a mapping, or gives a key twice.
@@ -143,6 +143,8 @@ def read_layer(file: Path) -> Layer:
     from tatscli.config.yaml_file import read_yaml
 
     hint = "tats config copy PRESET FILE writes a file of settings to start from"
+    if (saved := file / "config.yaml").is_file():
+        file = saved
     try:
         values = read_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:

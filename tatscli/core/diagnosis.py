@@ -50,6 +50,8 @@ squared error."""
 WAITS, STARVES = 0.2, 0.5
 """Parts of the time spent on waiting for clips: a fifth is worth another reader, half means that
 the reader sets the pace."""
+SETTLED = 30.0
+"""Seconds of training below which such a part says nothing: starting readers takes seconds."""
 
 RISING = 3
 """Validations in a row without a better one that are no accident: the clips are fixed."""
@@ -126,6 +128,7 @@ class Facts:
         discriminators: The names of those that have weight.
         disc_start: Step from which they act.
         disc_ramp: Steps in which their weight rises.
+        encoded: Whether the clips are tokens already.
     """
 
     kind: Literal["vqgan", "gpt"]
@@ -141,6 +144,7 @@ class Facts:
     discriminators: tuple[str, ...] = ()
     disc_start: int = 0
     disc_ramp: int = 0
+    encoded: bool = False
 
     @property
     def first_restart(self) -> int:
@@ -336,8 +340,14 @@ def _loader(figures: Figures, facts: Facts) -> Verdict | None:
     text = f"{_percent(share)} of the time is spent on waiting for clips"
     if share < WAITS:
         return Verdict("loader", "good", text, share)
+    lasted = _lasted(figures.get("train/seconds", ()))
+    if lasted < SETTLED:
+        why = f"{_percent(share)} of {lasted:.0f} s are spent on waiting for clips"
+        return _early("loader", f"{why}; judged from {SETTLED:.0f} s of training on")
     advice = "more --workers"
-    if facts.kind == "gpt":
+    if facts.encoded:
+        advice += ", or the tokens on a faster disk"
+    elif facts.kind == "gpt":
         advice += ", or tokens that tats encode writes once in place of the videos"
     else:
         advice += ", or videos that are smaller and have key frames more often"
@@ -370,7 +380,10 @@ def _overfitting(figures: Figures, facts: Facts) -> Verdict | None:
     rise = (now - best) / max(best, NOTHING_LEFT)
     then = [value for done, value in trained if done <= step]
     if since < RISING or not then or now < NOTHING_LEFT:
-        text = f"validation loss {validated[-1][1]:.3f}, best {best:.3f} at step {step:,}"
+        last = validated[-1][1]
+        text = f"validation loss {last:.3f}, best {best:.3f} at step {step:,}"
+        if last - best > OVERFITS * max(best, NOTHING_LEFT) and now >= NOTHING_LEFT:
+            return _early("overfitting", text)
         return Verdict("overfitting", "good", text, rise)
     falls = _now(trained) < median(then[-RECENT:])
     text = (
@@ -406,6 +419,12 @@ def _now(series: Series) -> float:
 
 def _since(series: Series, start: int) -> Series:
     return [(step, value) for step, value in series if step > start]
+
+
+def _lasted(seconds: Series) -> float:
+    """How long the steps took, from seconds a step, each of the steps since the one before."""
+    ends = [0, *(step for step, _ in seconds)]
+    return sum((ends[n + 1] - ends[n]) * each for n, (_, each) in enumerate(seconds))
 
 
 def _above(series: Series, limit: float) -> Series:

@@ -13,7 +13,8 @@ from tatscli.app.data import check_data, open_videos, require_clips
 from tatscli.app.reporting import Silent
 from tatscli.config.check import CheckConfig
 from tatscli.config.data import ClipConfig
-from tatscli.core.data.index import build_index
+from tatscli.core.data.clips import Wanted
+from tatscli.core.data.index import Problem, build_index
 from tatscli.core.data.video import write_video
 from tatscli.errors import DataError
 
@@ -319,6 +320,33 @@ def test_a_manifest_is_what_its_errors_name_and_unreadable_rows_are_warned_of(
     clip = ClipConfig(resolution=8, sequence_length=4)
     with pytest.raises(DataError, match=r"^1 of 2 videos of .*m\.csv cannot be read"):
         open_videos(manifest, clip, Silent(), max_bad=0.1)
+
+
+def test_parts_of_a_file_count_as_far_as_they_are_named_and_what_is_wrong_with_it_once(
+    tmp_path: Path,
+) -> None:
+    write_video(tmp_path / "a.mp4", np.zeros((40, 16, 16, 3), np.uint8), 8)
+    write_video(tmp_path / "b.mp4", np.zeros((8, 16, 16, 3), np.uint8), 8)
+    rows = [
+        "a.mp4,train,0,1",
+        "a.mp4,train,0.5,1.5",
+        "a.mp4,val,3,4",
+        "b.mp4,train,,",
+        "b.mp4,val,,",
+    ]
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,split,start,end\n" + "\n".join(rows))
+    found = check_data(manifest, CheckConfig(sequence_length=4))
+    assert found.frames == 12 + 8 + 8
+    assert found.hours * 3600 == pytest.approx(found.frames / 8)
+    with wave.open(str(tmp_path / "b.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 16000))
+    wanted = Wanted(sound=True, needs_sound=True)
+    clip = ClipConfig(resolution=8, sequence_length=4)
+    assert open_videos(manifest, clip, Silent(), wanted).problems == [
+        Problem("a.mp4", "has no sound")
+    ]
 
 
 def test_samples_and_runs_within_a_dataset_are_warned_of(tmp_path: Path) -> None:

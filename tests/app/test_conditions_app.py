@@ -174,6 +174,12 @@ def test_videos_without_sound_are_silent_or_left_out_and_counted(
                 model={"condition": "sound"}, data={"missing_sound": "skip"},
             )
         )  # fmt: skip
+    # The settings that a run saves have the default, too.
+    saved = gpt_config(
+        tmp_path / "some", tmp_path / "saved", model={"condition": "sound"},
+        data={"missing_sound": "silence"}, train={"max_steps": 1},
+    )  # fmt: skip
+    assert train_gpt(saved).status == "finished"
     with pytest.raises(DataError, match="none of the .* videos .* has sound"):
         train_vqgan(vqgan_config(mute(folder), tmp_path / "run", data={"input": "sound"}))
 

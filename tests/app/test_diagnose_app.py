@@ -15,6 +15,7 @@ from tatscli.app import diagnose as app
 from tatscli.app.diagnose import Doctor, diagnose
 from tatscli.app.run import RunFolder, read_figures
 from tatscli.app.train import train_vqgan
+from tatscli.core import diagnosis
 from tatscli.core.data.clips import TrainClips
 from tatscli.core.diagnosis import Verdict
 from tatscli.core.models.codebook import Codebook
@@ -143,6 +144,8 @@ def test_a_loader_that_starves(data: Path, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(TrainClips, "__getitem__", slow)
     run = train_vqgan(vqgan_config(data, tmp_path / "run", train={"max_steps": 5})).run
+    assert of(run, "loader").level == "early"
+    monkeypatch.setattr(diagnosis, "SETTLED", 0.1)
     verdict = of(run, "loader")
     assert verdict.level == "bad"
     assert verdict.figure is not None

@@ -22,6 +22,7 @@ from tatscli.config.evaluate import VQGANEvalConfig
 from tatscli.config.synth import SynthConfig
 from tatscli.core.checkpoint import read_vqgan
 from tatscli.core.data import tokens as token_files
+from tatscli.core.data.index import VideoIndex, build_index
 from tatscli.core.data.tokens import TokenDataset, TokenWriter, read_manifest
 from tatscli.core.data.video import probe, read_frames, to_uint8
 from tatscli.core.models.vqgan import VQGAN
@@ -185,17 +186,53 @@ def test_decoding_writes_a_video_a_clip(tokens: Path, vqgan_run: Path, tmp_path:
     result = decode(tokens, config)
     assert (result.videos, result.frames, result.size, result.frame_rate) == (8, 4, 8, 8)
     found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in result.folder.rglob("*.mkv"))
-    assert found == [f"{split}/clip-{n:06}.mkv" for split in ("train", "val") for n in range(4)]
+    named = [("train", "circle", n) for n in range(4)]  # the first four
+    named += [("val", "circle", n) for n in range(3)] + [("val", "square", 3)]
+    assert found == [f"{split}/{label}/clip-{n:06}.mkv" for split, label, n in named]
     assert len(list(result.folder.rglob("*.mp4"))) == 8
     held = TokenDataset(tokens, "val")
     model = read_vqgan(vqgan_run).model
-    for number in range(4):
-        file = tmp_path / "out" / "val" / f"clip-{number:06}.mkv"
+    for number, (_, label, _) in enumerate(named[4:]):
+        file = tmp_path / "out" / "val" / label / f"clip-{number:06}.mkv"
         video = model.decode(held[number].tokens[None]).clamp(-0.5, 0.5)
         found_frames = read_frames(file, probe(file), range(4))
         assert np.array_equal(found_frames, to_uint8(video)[0])
     with pytest.raises(DataError, match="not empty; nothing was overwritten"):
         decode(tokens, config)
+
+
+def test_decoded_videos_are_a_dataset_with_the_classes_and_captions(
+    tokens: Path, data: Path, vqgan_run: Path, tmp_path: Path
+) -> None:
+    def decoded(source: Path, out: str, reporter: Notes) -> VideoIndex:
+        config = {"decode": {"out": tmp_path / out}, "compute": {"device": "cpu"}}
+        return build_index(decode(source, DecodeConfig.model_validate(config), reporter).folder)
+
+    notes = Notes()
+    found, real = decoded(tokens, "all", notes), build_index(data)
+    assert not notes.notes
+    assert found.classes == real.classes
+    for split in ("train", "val"):
+        held = TokenDataset(tokens, split)
+        shown = [
+            (e.label, e.captions) for e in sorted(found.split(split), key=lambda e: e.path[-10:])
+        ]
+        assert shown == [(held.labels[n], held.every_caption(n)) for n in range(len(held))]
+    # No name from a file is taken for a path.
+    for number, (label, said) in enumerate(
+        (("../../evil", "'../../evil' is no name of a folder"), ("", "3 of 18 clips have none"))
+    ):
+        rows = [
+            f"{data / entry.path},{entry.split},{label or 'a' * bool(n)}"
+            for n, entry in enumerate(real.entries)
+        ]
+        manifest = tmp_path / f"{number}.csv"
+        manifest.write_text("path,split,label\n" + "\n".join(rows))
+        source = encode(encode_config(manifest, tmp_path / f"t{number}", vqgan_run)).folder
+        flat = decoded(source, f"flat{number}", notes)
+        assert notes.notes[-1] == f"the videos are not in folders of their classes: {said}"
+        assert {e.path.count("/") for e in flat.entries} == {1}
+        assert all(entry.captions for entry in flat.entries)
 
 
 def test_decoding_takes_no_more_memory_for_many_clips_or_long_ones(
@@ -225,7 +262,7 @@ def test_decoding_takes_no_more_memory_for_many_clips_or_long_ones(
         assert bool(computed) == (frames == 84)  # short ones are decoded together
         codes = TokenDataset(tokens, "val")[0].tokens
         whole = to_uint8(read_vqgan(vqgan_run).model.decode(codes[None]))[0]
-        file = folder / "val" / "clip-000000.mkv"
+        file = next((folder / "val").rglob("clip-000000.mkv"))
         found = read_frames(file, probe(file), range(frames))
         assert np.abs(found.astype(int) - whole).max() <= 1  # where rounding tips a level
 

@@ -139,10 +139,15 @@ def test_a_damaged_chunk_ends_a_run_with_its_name(
 
 
 def test_tokens_of_another_vqgan_are_refused(
-    stream: Path, tokens: Path, other_vqgan_run: Path, tmp_path: Path
+    data: Path, stream: Path, tokens: Path, other_vqgan_run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="holds tokens of VQGAN .* is VQGAN"):
+    with pytest.raises(DataError, match="holds tokens of VQGAN .* is VQGAN") as caught:
         train_gpt(gpt_config(stream, tmp_path / "run", other_vqgan_run))
+    assert "or leave it out" in caught.value.hint
+    gpt = train_gpt(gpt_config(data, tmp_path / "gpt", other_vqgan_run, train={"max_steps": 1})).run
+    with pytest.raises(DataError, match="holds tokens of VQGAN .* is VQGAN") as caught:
+        train_gpt(gpt_config(stream, tmp_path / "run", train={"init": gpt}))
+    assert f"tats encode --data VIDEOS --vqgan {gpt} --out NEW" in caught.value.hint
     mute = convert(tokens, convert_config(tmp_path / "s")).folder
     with pytest.raises(ConfigError, match="holds no sound"):
         train_gpt(gpt_config(mute, tmp_path / "run", model={"condition": "sound"}))

@@ -246,6 +246,13 @@ def test_options_of_the_comparison_are_noted_where_there_is_none(tats, unchecked
     )
 
 
+def test_a_file_with_every_setting_says_nothing_about_a_comparison(tats, unchecked, tmp_path):
+    file = tmp_path / "sample.yaml"
+    file.write_text(tats("config", "show", "sample", "short").out)
+    outcome = tats("sample", "short", "--config", file, "--gpt", "gone")
+    assert outcome.err.startswith("error: ")
+
+
 def test_the_short_forms(tats, receive):
     outcome = tats("vqgan", "train", "--data", "DIR", "--gpus", 4, "--dry-run")
     assert outcome.code == 0

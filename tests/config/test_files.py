@@ -189,3 +189,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         read_layer(tmp_path / "gone.yaml")
     with pytest.raises(ConfigError, match="Is a directory"):
         read_layer(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: {x: 1}")
+    assert read_layer(tmp_path) == read_layer(tmp_path / "config.yaml")

@@ -226,6 +226,15 @@ def is_dataset(path: Path) -> bool:
     return suffix in MANIFEST_SUFFIXES or (suffix in arrays and path.is_file())
 
 
+def is_folder_name(label: str) -> bool:
+    """Whether the name of a class, from whatever file, can be that of a folder of a dataset."""
+    has_parts = bool(set(label) & set("/\\"))  # backslashes are separators elsewhere
+    # Of what is not printable, some can be no file's name.
+    if not label.isprintable() or has_parts or label.startswith("."):
+        return False
+    return 0 < len(label.encode()) <= 255
+
+
 def cache_folder() -> Path:
     """Where indices are kept: $TATS_CACHE, else tats in $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("TATS_CACHE"):

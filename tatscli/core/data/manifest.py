@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -81,18 +82,26 @@ def read_rows(file: Path) -> list[ManifestRow]:
         records = ((number, {"path": path}) for number, path in lines if path)
     else:
         records = _table_records(file, text, "\t" if file.suffix.lower() == ".tsv" else ",")
-    unknown: dict[str, None] = {}
+    unknown: dict[str, str] = {}
     merged: dict[tuple[str, str, float, float], ManifestRow] = {}
     for line, record in records:
-        unknown |= dict.fromkeys(name or "(no name)" for name in record if name not in COLUMNS)
+        for name in record:
+            if name not in COLUMNS and name not in unknown:
+                unknown[name] = _named(name, record)
         row = _row(file, line, record)
         key = (row.path, row.split, row.start, row.end)
         merged[key] = _merged(file, merged[key], row) if key in merged else row
     if unknown:
-        logger.warning("%s: unknown columns are ignored: %s", file, ", ".join(unknown))
+        logger.warning("%s: unknown columns are ignored: %s", file, ", ".join(unknown.values()))
     if not merged:
         raise DataError(f"{file}: names no videos", _COLUMNS_HINT)
     return list(merged.values())
+
+
+def _named(column: str, record: Iterable[str]) -> str:
+    """An unknown column, with the one that was probably meant."""
+    near = get_close_matches(column, set(COLUMNS) - set(record), 1)
+    return f"{column} (did you mean {near[0]}?)" if near else column or "(no name)"
 
 
 def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:

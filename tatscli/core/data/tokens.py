@@ -458,9 +458,13 @@ class TokenDataset(Dataset[TokenClip]):
         """The path of a clip's video and the presentation time of its first frame in seconds."""
         return self.videos[self.numbers[number]], float(self.starts[number])
 
+    def every_caption(self, number: int) -> tuple[str, ...]:
+        """All that is said about a clip."""
+        return self.captions[self.numbers[number]] if self.captions else ()
+
     def caption(self, number: int, draw: int = 0) -> str:
         """What is said about a clip; of several captions, each epoch takes another."""
-        captions = self.captions[self.numbers[number]] if self.captions else ()
+        captions = self.every_caption(number)
         return captions[(number + draw // len(self)) % len(captions)] if captions else ""
 
     def _codes(
@@ -811,7 +815,7 @@ def _refuse_other(folder: Path, present: TokenManifest, header: TokenHeader) -> 
                 )
             named = "VQGAN" if field == "fingerprint" else field
             raise DataError(
-                f"{folder} holds tokens of another {named}: {_brief(was)}, this is {_brief(now)}",
+                f"{folder} holds other tokens; {named} there: {_brief(was)}, here: {_brief(now)}",
                 "choose another folder with --out",
             )
 

@@ -254,7 +254,8 @@ def _probe_stream(path: Path, container: Any, stream: Any) -> VideoInfo:
             raise DataError(f"{path}: its time stamps are damaged")
     keys = np.union1d(keys[keys >= times[0]], times[:1])
     if len(times) > 1:
-        mean = (len(times) - 1) / float(times[-1] - times[0])
+        # What time stamps in seconds are off by is no part of the rate.
+        mean = round((len(times) - 1) / float(times[-1] - times[0]), 9)
     width, height = first.width, first.height
     aspect = float(stream.sample_aspect_ratio or 1)
     if 0.1 < aspect < 10:  # beyond, it is a mistake in the header

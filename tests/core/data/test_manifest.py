@@ -77,6 +77,15 @@ def test_unknown_columns_are_named_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert record.getMessage().endswith("m.csv: unknown columns are ignored: (no name), fps")
 
 
+def test_the_column_that_was_meant_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        read_rows(table(tmp_path, "path,Labels,captions,caption\n0,a,b,c\n"))
+    (record,) = caplog.records
+    assert record.getMessage().endswith("ignored: labels (did you mean label?), captions")
+
+
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [

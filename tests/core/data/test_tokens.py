@@ -140,8 +140,8 @@ def test_a_restart_writes_only_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"fingerprint": "xyz"}, "another VQGAN: abc, this is xyz"),
-        ({"grid": (4, 3, 3)}, r"grid: \(2, 3, 3\), this is \(4, 3, 3\)"),
+        ({"fingerprint": "xyz"}, "other tokens; VQGAN there: abc, here: xyz"),
+        ({"grid": (4, 3, 3)}, r"grid there: \(2, 3, 3\), here: \(4, 3, 3\)"),
         ({"clip": ClipConfig(resolution=64, sequence_length=8)}, "resolution=32.*resolution=64"),
         ({"clips": {"train": 26, "val": 4}}, "clips.*25.*26"),
     ],
@@ -444,10 +444,10 @@ def test_a_dataset_without_sound_or_captions_says_so_or_gives_none(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"sound": None}, "another sound: VQGAN heard, missing sound: silence, this is none"),
-        ({"sound": SOUND | {"fingerprint": "xyz"}}, "another sound: .*heard.*xyz"),
-        ({"sound": SOUND | {"missing": "skip"}}, "another sound: .*silence.*skip"),
-        ({"captions": {}}, "another captions: .*one cat.* this is {}"),
+        ({"sound": None}, "sound there: VQGAN heard, missing sound: silence, here: none"),
+        ({"sound": SOUND | {"fingerprint": "xyz"}}, "sound there: .*heard.*xyz"),
+        ({"sound": SOUND | {"missing": "skip"}}, "sound there: .*silence.*skip"),
+        ({"captions": {}}, "other tokens; captions there: .*one cat.*, here: {}"),
     ],
 )
 def test_tokens_of_another_sound_or_other_captions_are_not_gone_on_with(

@@ -66,6 +66,12 @@ def test_uneven_times_are_exact_and_need_not_start_at_zero(tmp_path: Path) -> No
     assert info.rate == pytest.approx(39 / (info.times[-1] - info.times[0]))
 
 
+def test_the_rate_of_even_times_is_the_one_that_was_written(tmp_path: Path) -> None:
+    # 11 / (11 / 15) is 15.000000000000002.
+    write_video(tmp_path / "a.mp4", np.zeros((12, 16, 16, 3), np.uint8), 15)
+    assert probe(tmp_path / "a.mp4").rate == 15
+
+
 def test_a_gif_has_the_frames_that_were_put_into_it(tmp_path: Path) -> None:
     # Delays are in 1/100 s: at a constant rate that fits them, 16 frames would become 128.
     first, *others = map(Image.fromarray, stamped(16))
