@@ -14,6 +14,9 @@ from tatscli.cli.main import main
 # Tensors here are tiny: threads would only wait for each other, most of all on a busy machine.
 torch.set_num_threads(1)
 
+# A shell that runs tests in the background has them, and what they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @dataclass(frozen=True)
 class Outcome:

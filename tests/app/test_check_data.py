@@ -261,7 +261,10 @@ def test_a_folder_of_images_is_a_video_of_an_assumed_rate_and_that_is_said(tmp_p
     assert caught.value.hint == clips_of(tmp_path / "pictures", rate=8).hint
 
 
-def test_of_many_that_are_too_short_the_command_that_names_all_is_said(data: Path) -> None:
+def test_of_many_that_are_too_short_the_command_that_names_all_is_said(
+    data: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(data, tmp_path / "data")
     write_video(data / "train" / "circle" / "long.mp4", np.zeros((40, 16, 16, 3), np.uint8), 8)
     write_video(data / "test" / "circle" / "long.mp4", np.zeros((40, 16, 16, 3), np.uint8), 8)
     for number in range(6):
