@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Literal
 
 import numpy as np
@@ -90,7 +91,7 @@ class VideoClips:
         """The command that names all videos that are left out."""
         rate = f" --frame-rate {self.clip.frame_rate:g}" if self.clip.frame_rate else ""
         span = f"--sequence-length {self.clip.sequence_length}{rate}"
-        return f"'tats data check {self.dataset} {span}'"
+        return f"'tats data check {quote(str(self.dataset))} {span}'"
 
     @property
     def problems(self) -> list[Problem]:

@@ -8,6 +8,7 @@ Letters: B samples, C channels, T frames, H W pixels.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from torch import Tensor
@@ -211,8 +212,8 @@ def _note_other_rates(
     entry, rate = read[0]
     which = f"it and {counted(len(read) - 1, 'other')} are" if len(read) > 1 else "it is"
     reporter.note(
-        f"{root / entry.path} has {entry.info.rate:.4g} frames per second, and the clips of "
-        f"training have {rate:.4g}: {which} read at {rate:.4g}"
+        f"{root / entry.path} has {entry.info.rate:.4g} frames per second: {which} read at "
+        f"{rate:.4g}, the rate of the model"
     )
 
 
@@ -230,7 +231,7 @@ def _entries(path: Path, reporter: Reporter) -> tuple[Path, list[VideoEntry], tu
         return root, [entry], ()
     with reporter.task("indexing", "videos") as task:
         index = build_index(path, progress=lambda done, of: task.update(done, of))
-    name_problems(index.problems, f"'tats data check {path}'", reporter)
+    name_problems(index.problems, f"'tats data check {quote(str(path))}'", reporter)
     if path.is_file():  # its rows, or the videos in it, are what is meant
         return index.root, list(index.split("val") or index.entries), index.classes
     has_splits = any(entry.path.split("/")[0] in SPLIT_FOLDERS for entry in index.entries)

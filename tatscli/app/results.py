@@ -52,6 +52,8 @@ def read_results(file: Path, commands: Sequence[str] = tuple(COMMANDS)) -> list[
     except ValueError as error:
         raise DataError(f"{file} is no JSON: {error}", hint) from None
     each = stored if isinstance(stored, list) else [stored]
+    # That of samples has a distance in it.
+    each = [one["fvd"] if isinstance(one, dict) and one.get("fvd") else one for one in each]
     found = [Evaluation(file, _written_by(values), values) for values in each]
     for other in (result.command for result in found if result.command not in commands):
         written = f"a result of {other}" if other else "no result of an evaluation"

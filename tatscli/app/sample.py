@@ -110,6 +110,7 @@ def sample_short(
     batch_size: int | str = 16,
     device: str = "auto",
     precision: str = "float32",
+    cuda_graphs: bool = False,
 ) -> Tensor:
     """Sample videos of the length of training.
 
@@ -129,6 +130,7 @@ def sample_short(
         batch_size: Samples at once; ``auto`` takes as many as fit into memory.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``float32`` or ``bf16``.
+        cuda_graphs: Whether a CUDA device replays the steps of the GPT.
 
     Returns:
         float32 (samples, C, T, H, W) in [-0.5, 0.5], the given frames reconstructed.
@@ -146,7 +148,7 @@ def sample_short(
         sample={"gpt": gpt, "samples": samples, "seed": seed, "batch_size": batch_size},
         condition={"label": label, "text": text, "audio": audio, "guidance": guidance},
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
-        compute={"device": device, "precision": precision},
+        compute={"device": device, "precision": precision, "cuda_graphs": cuda_graphs},
     )
     return _as_tensor(short_sampler(config, reporter), config, given, reporter)
 
@@ -170,6 +172,7 @@ def sample_long(
     batch_size: int | str = 16,
     device: str = "auto",
     precision: str = "float32",
+    cuda_graphs: bool = False,
 ) -> Tensor:
     """Sample videos of any length, by a window that slides over latent frames, or by key frames.
 
@@ -191,6 +194,7 @@ def sample_long(
         batch_size: Samples at once; ``auto`` takes as many as fit into memory.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``float32`` or ``bf16``.
+        cuda_graphs: Whether a CUDA device replays the steps of the GPT.
 
     Returns:
         float32 (samples, C, T, H, W) in [-0.5, 0.5], the given frames reconstructed.
@@ -210,7 +214,7 @@ def sample_long(
         condition={"label": label, "text": text, "audio": audio, "guidance": guidance},
         window={"length": length, "temporal_sample_pos": context, "infill_gpt": infill_gpt},
         filter={"temperature": temperature, "top_k": top_k, "top_p": top_p},
-        compute={"device": device, "precision": precision},
+        compute={"device": device, "precision": precision, "cuda_graphs": cuda_graphs},
     )
     return _as_tensor(long_sampler(config, reporter), config, given, reporter)
 

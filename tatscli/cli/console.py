@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 
 _quiet = False
-# That of the display under way, which only it can print above.
+# That of the display under way, which only it can print above, and the process that shows it.
 _screen: Console | None = None
+_shown_by = 0
 
 
 def be_quiet(wanted: bool) -> None:
@@ -44,15 +46,20 @@ def _err(*, quiet: bool = False) -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet or is_helper())
 
 
+def _display() -> Console | None:
+    """The display under way, if this process shows it: one that it started has but a copy."""
+    return _screen if _shown_by == os.getpid() else None
+
+
 def note(text: str) -> None:
     """One line that is not a result."""
-    (_screen or _err(quiet=_quiet)).print(f"[dim]note:[/dim] {escape(text)}")
+    (_display() or _err(quiet=_quiet)).print(f"[dim]note:[/dim] {escape(text)}")
 
 
 def warn(text: str) -> None:
     """One line that the user should act on."""
     # What is quiet about a task keeps no warning back.
-    screen = None if _quiet else _screen
+    screen = None if _quiet else _display()
     (screen or _err()).print(f"[yellow]warning:[/yellow] {escape(text)}")
 
 
@@ -155,7 +162,7 @@ def trained(outcome: "TrainResult", *, as_json: bool, then: str) -> None:
         shown = {name: value for name, value in shown.items() if name != "signal"}
     result(shown, as_json=as_json)
     if outcome.signal:
-        # Of a further process, Lightning takes any other code for a failure and kills the first.
+        # Of a further process, the first takes any other code for a failure.
         raise typer.Exit(0 if is_helper() else 128 + outcome.signal)
     note(f"next: {then}")
 
@@ -263,8 +270,9 @@ class Terminal:
         """Show a piece of work while it lasts."""
         from tatscli.cli.progress import show  # its Rich parts are slow to import
 
-        global _screen
+        global _screen, _shown_by
         around, _screen = _screen, _err(quiet=_quiet)
+        _shown_by = os.getpid()
         try:
             with show(_screen, what, unit, total) as task:
                 yield task

@@ -1,7 +1,10 @@
 """How numbers are said to people, for all layers."""
 
 from collections.abc import Collection
-from math import floor, log10
+from math import floor, isfinite, log10
+
+MOST_DIGITS = 9
+"""Behind the point; an error of less is that of rounding."""
 
 
 def counted(number: int, unit: str) -> str:
@@ -28,9 +31,9 @@ def span(values: Collection[float]) -> str:
 
 def with_error(value: float, error: float | None) -> str:
     """A value with its standard error, to the digits that mean something."""
-    if error is None:
+    if error is None or not isfinite(error):
         return f"{value:.6g}"
-    if error <= 0:
+    if error < 10**-MOST_DIGITS:
         return f"{value:.6g} ± 0"
     digits = max(0, 1 - floor(log10(error)))
     return f"{value:.{digits}f} ± {error:.{digits}f}"

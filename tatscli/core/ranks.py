@@ -1,7 +1,7 @@
 """Work that several processes share: each goes through batches of its own, then they gather.
 
-Lightning starts the processes, as for training. A single one does without, and saves the seconds
-that importing it takes.
+The first process starts the others, as for training. A single one does without Lightning, and saves
+the seconds that importing it takes.
 """
 
 from collections.abc import Callable, Iterable

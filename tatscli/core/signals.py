@@ -5,13 +5,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import parent_process
-from types import TracebackType
-from typing import TypeVar
+from types import FrameType, TracebackType
+from typing import Any, TypeAlias, TypeVar
 
 Value = TypeVar("Value")
+Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
+"""What answers a signal, as ``signal.signal`` takes it."""
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """The signals that a training run answers by saving."""
@@ -19,22 +21,59 @@ _OFTEN = 1.0
 """Seconds between two looks for the process that is read for."""
 
 
+_held: dict[int, Handler] = {}
+"""What answered the signals that are held back."""
+_came: dict[int, None] = {}
+"""Those of them that came, in this order."""
+
+
 @contextmanager
 def held_back(*signals: int) -> Iterator[None]:
     """Have signals come later: at the end, or once they are ``heard``.
 
-    Processes that are started meanwhile hold them back, too.
+    Processes that are started meanwhile hold them back, too, by the mask that they inherit. Here it
+    would not do: it is that of one thread, and the system takes another one.
     """
+    mine: dict[int, Handler] = {}
+    if threading.current_thread() is threading.main_thread():  # no other may, or is reached
+        for number in signals:
+            answer = signal.getsignal(number)
+            if answer not in (None, signal.SIG_IGN, _hold):
+                mine[number] = _held[number] = answer
+                signal.signal(number, _hold)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _let(mine)
 
 
 def heard() -> None:
-    """Have signals that were held back come now."""
+    """Have signals that were held back, and all from now on, come."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    _let(dict(_held))
+
+
+def answered_by(number: int, handler: Handler) -> Handler:
+    """Have a signal answered in another way, once it is heard; returns what answered it before."""
+    before = signal.signal(number, handler)
+    return _held.get(number, before)
+
+
+def _hold(number: int, frame: FrameType | None) -> None:
+    _came[number] = None
+
+
+def _let(answers: dict[int, Handler]) -> None:
+    """Have signals answered again, and those that came answered now."""
+    for number, answer in answers.items():
+        _held.pop(number, None)
+        if signal.getsignal(number) is _hold:
+            signal.signal(number, answer)
+    for number in [number for number in _came if number in answers]:
+        del _came[number]
+        signal.raise_signal(number)
 
 
 def started(batches: Iterable[Value]) -> Iterator[Value]:
@@ -60,9 +99,7 @@ def attached(worker: int) -> None:
     # On a Mac, nobody says who sent it.
     held = [signal.SIGTERM] if hasattr(signal, "sigtimedwait") else []
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    parent = parent_process()  # which may be gone already
-    assert parent
-    threading.Thread(target=_end_with, args=[parent.pid], daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def until_asked(worker: int) -> None:
@@ -75,11 +112,16 @@ def until_asked(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent
+    # Seen at once. A server may have started this one instead, or the parent be gone already:
+    # then its end of a pipe tells, which readers that were started later hold, too.
+    is_direct = os.getppid() == parent.pid
     wait = getattr(signal, "sigtimedwait", lambda _, seconds: time.sleep(seconds))
-    while os.getppid() == parent:
+    while parent.is_alive() and (not is_direct or os.getppid() == parent.pid):
         told = wait([signal.SIGTERM], _OFTEN)
-        if told and told.si_pid == parent:
+        if told and told.si_pid == parent.pid:
             break
     os._exit(0)
 

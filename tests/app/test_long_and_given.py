@@ -295,7 +295,7 @@ def test_a_context_of_another_frame_rate_is_read_at_that_of_the_samples(
 
     notes = Notes()
     assert truth(file, notes) == [*range(0, 20, 2 if told else 1)][:10]
-    said = f"{file} has 16 frames per second, and the clips of training have 8: it is read at 8"
+    said = f"{file} has 16 frames per second: it is read at 8, the rate of the model"
     assert notes.notes == [said] * told
     # Images have no rate: all are taken.
     assert truth(images, notes) == [*range(10)]

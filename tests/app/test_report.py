@@ -19,6 +19,7 @@ from tatscli.app.report import build, folders
 from tatscli.app.report import page as page_parts
 from tatscli.app.report.build import report
 from tatscli.app.report.curves import charts, thinned
+from tatscli.app.results import read_results
 from tatscli.app.run import read_figures
 from tatscli.app.sample import short
 from tatscli.errors import DataError, RunError
@@ -337,6 +338,14 @@ def test_evaluations_are_shown_from_the_folder_and_from_where_they_are_named(run
     for shown in (signature, "reconstruction: psnr db", "21.5", "0.1235 ± 0.0020", "1.7 ± 1.0",
                   "64 values"):  # fmt: skip
         assert shown in page.text
+
+
+def test_the_distance_of_samples_is_a_result(tmp_path):
+    distance = {"measure": "fvd", "value": 1, "standard_error": None, "signature": "fvd|n:2"}
+    file = tmp_path / "samples.json"
+    file.write_text(json.dumps({"folder": "samples/long", "fvd": distance}))
+    [found] = read_results(file)
+    assert found.values == distance
 
 
 def test_what_is_no_result_of_an_evaluation_is_refused_or_left_out(run, tmp_path):

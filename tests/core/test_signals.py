@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from tatscli.core.signals import STOPS, heard, held_back, started, until_asked
+from tatscli.core.signals import STOPS, answered_by, heard, held_back, started, until_asked
 
 
 class Reader(IterableDataset[torch.Tensor]):
@@ -23,11 +24,14 @@ class Reader(IterableDataset[torch.Tensor]):
             yield torch.tensor(os.getpid())
 
 
-@pytest.mark.parametrize("number", STOPS)
-def test_a_reader_goes_on_until_the_process_it_reads_for_ends_it(number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "method"), [*((n, "fork") for n in STOPS), (signal.SIGTERM, "forkserver")]
+)
+def test_a_reader_goes_on_until_the_process_it_reads_for_ends_it(number: int, method: str) -> None:
     loader = DataLoader(
-        Reader(), batch_size=None, num_workers=1, prefetch_factor=1, worker_init_fn=until_asked
-    )
+        Reader(), batch_size=None, num_workers=1, prefetch_factor=1, worker_init_fn=until_asked,
+        multiprocessing_context=method,
+    )  # fmt: skip
     batches = iter(loader)
     reader = int(next(batches))
     subprocess.run(["kill", f"-{int(number)}", str(reader)], check=True)
@@ -39,28 +43,67 @@ def test_a_reader_goes_on_until_the_process_it_reads_for_ends_it(number: int) ->
     assert process.exitcode == 0
 
 
+@pytest.fixture
+def other_thread() -> Iterator[None]:
+    """A second thread, as torch has some: the system gives it signals that the first blocks."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+def told(number: int) -> None:
+    """Send a signal to this process, not to this thread, and wait until it is there."""
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("other_thread")
 def test_signals_that_are_held_back_come_at_the_end_or_once_they_are_heard() -> None:
     came: list[str] = []
     before = signal.signal(signal.SIGUSR1, lambda *_: came.append("signal"))
     try:
         with held_back(*STOPS):
-            signal.raise_signal(signal.SIGUSR1)
+            told(signal.SIGUSR1)
             came.append("first")
             heard()
-            signal.raise_signal(signal.SIGUSR1)
+            told(signal.SIGUSR1)
             came.append("second")
-        with held_back(*STOPS):
-            signal.raise_signal(signal.SIGUSR1)
+        with held_back(signal.SIGUSR1), held_back(*STOPS):
+            told(signal.SIGUSR1)
+            told(signal.SIGUSR1)
             came.append("third")
+        told(signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert came == ["first", "signal", "signal", "second", "third", "signal"]
+    assert came == ["first", "signal", "signal", "second", "third", "signal", "signal"]
 
 
+@pytest.mark.usefixtures("other_thread")
+def test_what_takes_over_a_signal_that_is_held_back_answers_it_and_can_give_it_back() -> None:
+    came: list[str] = []
+    mine = signal.signal(signal.SIGUSR1, lambda *_: came.append("before"))
+    try:
+        with held_back(signal.SIGUSR1):
+            told(signal.SIGUSR1)
+            previous = answered_by(signal.SIGUSR1, lambda *_: came.append("taken over"))
+            assert came == []
+            heard()
+            signal.signal(signal.SIGUSR1, previous)
+            told(signal.SIGUSR1)
+        told(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, mine)
+    assert came == ["taken over", "before", "before"]
+
+
+@pytest.mark.usefixtures("other_thread")
 def test_a_signal_is_not_lost_while_readers_are_started() -> None:
     class Forking:
         def __iter__(self) -> Iterator[int]:
-            signal.raise_signal(signal.SIGINT)
+            told(signal.SIGINT)
             done.append("started")
             return iter([1, 2])
 

@@ -26,7 +26,7 @@ from tatscli.config.train import LoopConfig
 from tatscli.core.checkpoint import save_atomically
 from tatscli.core.files import link_atomically, unwritable, written_whole
 from tatscli.core.ranks import gathered
-from tatscli.core.signals import STOPS, heard
+from tatscli.core.signals import STOPS, answered_by, heard
 from tatscli.core.training.sharding import whole
 from tatscli.errors import RunError
 
@@ -280,7 +280,7 @@ class GracefulStop(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals, after Lightning registered its own handlers."""
         for number in STOPS:
-            self._previous[number] = signal.signal(number, self._handle)
+            self._previous[number] = answered_by(number, self._handle)
         heard()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

@@ -18,7 +18,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tatscli.core.ranks import AGAIN
-from tatscli.core.signals import held_back
+from tatscli.core.signals import heard, held_back
 from tatscli.core.training.placement import Placement
 from tatscli.errors import RunError
 
@@ -37,9 +37,14 @@ _TIME_TO_FAIL = 20.0
 
 
 class Others:
-    """The further processes that this one has started, if it is the first one of its machine."""
+    """The further processes that this one has started, if it is the first one of its machine.
+
+    Attributes:
+        at_work: Whether all do something together.
+    """
 
     def __init__(self) -> None:
+        self.at_work = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._store: TCPStore | None = None
 
@@ -53,11 +58,11 @@ class Others:
         """
         if self._store or placement.world == 1 or placement.started_by != "tats":
             return
-        is_first, here = "LOCAL_RANK" not in os.environ, LightningEnvironment()
-        rank = here.node_rank() * placement.processes + here.local_rank()
+        is_first, where = "LOCAL_RANK" not in os.environ, LightningEnvironment()
+        rank = where.node_rank() * placement.processes + where.local_rank()
         # The one through which torch lets them find each other later; it has only one of a port.
         self._store = TCPStore(
-            here.main_address,
+            where.main_address,
             int(os.environ.get("MASTER_PORT", 0)),
             placement.world,
             rank == 0,
@@ -67,15 +72,22 @@ class Others:
             multi_tenant=True,
         )
         if is_first:
-            os.environ["MASTER_ADDR"] = here.main_address
+            os.environ["MASTER_ADDR"] = where.main_address
             os.environ["MASTER_PORT"] = str(self._store.port)
             os.environ["WORLD_SIZE"] = str(placement.world)
-            os.environ["NODE_RANK"] = str(here.node_rank())
+            os.environ["NODE_RANK"] = str(where.node_rank())
             self._start(placement.processes)
             os.environ["LOCAL_RANK"] = "0"
         self._store.add(_ARRIVED, 1)
-        while self._store.add(_ARRIVED, 0) < placement.world:
+        until = time.monotonic() + _TIME_TO_FIND.total_seconds()
+        while (here := self._store.add(_ARRIVED, 0)) < placement.world:
             self.look(early=True)
+            if time.monotonic() > until:
+                raise RunError(
+                    f"{here} of {placement.world} processes have come in "
+                    f"{_TIME_TO_FIND.total_seconds() / 60:g} minutes",
+                    "start the command on every machine, with MASTER_ADDR, MASTER_PORT, NODE_RANK",
+                )
             time.sleep(_OFTEN)
 
     def look(self, *, early: bool = False) -> None:
@@ -101,7 +113,7 @@ class Others:
 
     def end(self, number: int) -> None:
         """End them by a signal, or by SIGKILL where that takes too long."""
-        processes, self._processes = self._processes, []
+        processes, self._processes, self.at_work = self._processes, [], False
         with held_back(signal.SIGINT, signal.SIGCHLD):
             for process in processes:
                 process.send_signal(number)
@@ -126,12 +138,12 @@ class Others:
 
     def _watch(self) -> None:
         """End all if one is lost and this one cannot, since it waits for it on a GPU."""
-        while not any(process.poll() for process in self._processes):
+        while not self.at_work or not any(process.poll() for process in self._processes):
             time.sleep(_SELDOM)
         # Again, since that of the process may have come while it was being looked at here.
         os.kill(os.getpid(), signal.SIGCHLD)
         time.sleep(_TIME_TO_FAIL)
-        if self._processes:  # else this one is about to end
+        if self._processes and self.at_work:  # else this one is about to end, or needs them no more
             for process in self._processes:
                 process.kill()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -155,8 +167,12 @@ def together(placement: Placement, end_by: int) -> Iterator[None]:
     try:
         with held_back(signal.SIGUSR1):
             OTHERS.meet(placement)
+            OTHERS.at_work = True
             with held_back(signal.SIGINT, signal.SIGTERM):
                 yield
+            OTHERS.at_work = False
+        # A further process was started with some held back; from here on each answers by itself.
+        heard()
     except BaseException:
         OTHERS.end(end_by)
         raise

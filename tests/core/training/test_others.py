@@ -1,12 +1,17 @@
 """The first process ends as the others did."""
 
+import os
 import signal
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tatscli.core.training.others import Others
+from tatscli.core.signals import STOPS, held_back
+from tatscli.core.training import others as module
+from tatscli.core.training.others import Others, together
+from tatscli.core.training.placement import Placement
 from tatscli.errors import RunError
 
 
@@ -39,3 +44,24 @@ def test_one_that_did_its_work_may_end_but_not_before_all_have_met() -> None:
     ended(None, 0).look()
     with pytest.raises(RunError, match="ended with code 0"):
         ended(None, 0).look(early=True)
+
+
+def placed(nodes: int) -> Placement:
+    return Placement("cpu", 1, nodes, "32-true", "tats")
+
+
+def test_a_machine_that_never_comes_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(module, "_TIME_TO_FIND", timedelta(seconds=0.3))
+    with pytest.raises(RunError, match="1 of 2 processes have come"):
+        Others().meet(placed(2))
+
+
+def test_what_was_started_with_signals_held_back_hears_them_once_the_work_is_done() -> None:
+    with held_back(*STOPS):  # as a further process is started
+        with together(placed(1), signal.SIGTERM):
+            assert module.OTHERS.at_work
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOPS)
+    assert not module.OTHERS.at_work
