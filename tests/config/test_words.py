@@ -1,6 +1,6 @@
-import math
-
 """How numbers are said."""
+
+import math
 
 import pytest
 
