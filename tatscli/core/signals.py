@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import parent_process
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeAlias, TypeVar
 
@@ -96,8 +97,7 @@ def attached(worker: int) -> None:
     sys.excepthook = _unless_gone
     # At once: torch ends it by its finalisers, in which another one would show where.
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
-    # On a Mac, nobody says who sent it.
-    held = [signal.SIGTERM] if hasattr(signal, "sigtimedwait") else []
+    held = [signal.SIGTERM] if _can_tell_senders() else []
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -110,6 +110,16 @@ def until_asked(worker: int) -> None:
     attached(worker)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _can_tell_senders() -> bool:
+    """Whether a thread can take signals with who sent them.
+
+    Not on a Mac, nor where other threads would take them first: those that torch starts in readers
+    that are no forks.
+    """
+    threads = Path("/proc/self/task")
+    return hasattr(signal, "sigtimedwait") and threads.is_dir() and len([*threads.iterdir()]) == 1
 
 
 def _end_with_parent() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,23 +25,35 @@ class Reader(IterableDataset[torch.Tensor]):
             yield torch.tensor(os.getpid())
 
 
-@pytest.mark.parametrize(
-    ("number", "method"), [*((n, "fork") for n in STOPS), (signal.SIGTERM, "forkserver")]
-)
-def test_a_reader_goes_on_until_the_process_it_reads_for_ends_it(number: int, method: str) -> None:
-    loader = DataLoader(
-        Reader(), batch_size=None, num_workers=1, prefetch_factor=1, worker_init_fn=until_asked,
-        multiprocessing_context=method,
+def read(method: str) -> Any:
+    return iter(
+        DataLoader(
+            Reader(), batch_size=None, num_workers=1, prefetch_factor=1,
+            worker_init_fn=until_asked, multiprocessing_context=method,
+        )
     )  # fmt: skip
-    batches = iter(loader)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_reader_goes_on_until_the_process_it_reads_for_ends_it(number: int) -> None:
+    batches = read("fork")
     reader = int(next(batches))
     subprocess.run(["kill", f"-{int(number)}", str(reader)], check=True)
     for _ in range(5):
         assert int(next(batches)) == reader
-    [process] = batches._workers  # type: ignore[attr-defined]
+    [process] = batches._workers
     process.terminate()
     process.join(10)
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_reader_that_is_no_fork_reads_on_too(method: str) -> None:
+    batches = read(method)
+    reader = int(next(batches))
+    time.sleep(1.5)  # more than a look for the process that it reads for
+    for _ in range(5):
+        assert int(next(batches)) == reader
 
 
 @pytest.fixture
