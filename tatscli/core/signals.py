@@ -20,8 +20,6 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """The signals that a training run answers by saving."""
 _OFTEN = 1.0
 """Seconds between two looks for the process that is read for."""
-
-
 _held: dict[int, Handler] = {}
 """What answered the signals that are held back."""
 _came: dict[int, None] = {}
@@ -97,6 +95,7 @@ def attached(worker: int) -> None:
     sys.excepthook = _unless_gone
     # At once: torch ends it by its finalisers, in which another one would show where.
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has inherited what held it back
     held = [signal.SIGTERM] if _can_tell_senders() else []
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
     threading.Thread(target=_end_with_parent, daemon=True).start()
