@@ -89,6 +89,8 @@ def features_of(
         DataError: Too few videos can be read; the cache cannot be written is only a warning.
     """
     wanted = [Wanted(number, p) for number in range(len(sides)) for p in protocols]
+    files: dict[Wanted, Path] = {}
+    found: dict[Wanted, FeatureSet] = {}
 
     def finish(computed: Mapping[Wanted, _Rows]) -> None:
         for side in sides:
@@ -100,8 +102,6 @@ def features_of(
             if asked in files:
                 _keep(found[asked], files[asked], reporter)
 
-    files: dict[Wanted, Path] = {}
-    found: dict[Wanted, FeatureSet] = {}
     if config.fvd.cache and not is_helper():
         files = _cache_files(sides, wanted, network, config, placement)
         for asked, file in files.items():

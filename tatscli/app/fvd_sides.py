@@ -16,14 +16,13 @@ from tatscli.app.data import name_problems, problem_of
 from tatscli.app.listing import LISTING, Listed
 from tatscli.app.reporting import Reporter
 from tatscli.config.data import ClipConfig
-from tatscli.config.evaluate import FVDOptions
+from tatscli.config.evaluate import I3D_FRAMES, FVDOptions
 from tatscli.core.data.bad import BadVideos
 from tatscli.core.data.clips import ClipSource, told_length
 from tatscli.core.data.index import Problem, VideoEntry, build_index
 from tatscli.core.data.manifest import MANIFEST_SUFFIXES
 from tatscli.core.data.video import FOLDER_RATE, Frames, frame_files, natural_key, read_frames
 from tatscli.core.metrics.protocol import Placing
-from tatscli.core.models.i3d import MIN_FRAMES
 from tatscli.errors import DataError
 
 HASHING_THREADS = 4
@@ -250,7 +249,7 @@ class Side:
         """What helps where the longest video, on the grid of its frames, is too short."""
         ways = []
         fits = (longest - 1) // self.stride + 1
-        if fits >= MIN_FRAMES:
+        if fits >= I3D_FRAMES:
             ways.append(f"--frames {fits} takes shorter clips")
         if longest < max(entry.stop - entry.first for entry in self._source.entries):
             assumed = f" (of the {FOLDER_RATE:g} a second that images and arrays are taken to have)"
@@ -258,7 +257,7 @@ class Side:
             ways.append(f"--frame-rate 0 takes every frame{assumed * untimed}")
         if self._options.stride > 1 and longest >= self._options.frames:
             ways.append("--stride 1 takes every frame")
-        ways = ways or [f"give longer videos (I3D needs {MIN_FRAMES} frames)"]
+        ways = ways or [f"give longer videos (I3D needs {I3D_FRAMES} frames)"]
         return "; or ".join([*ways, "--short pad repeats last frames"])
 
     def _short(self) -> dict[int, Problem]:

@@ -23,7 +23,7 @@ from tatscli.app.devices import choose_device
 from tatscli.app.fitting import clips_for, noted_vqgan
 from tatscli.app.reconstruct_files import ClipScores, Shown, write_files
 from tatscli.app.reporting import Reporter, Silent
-from tatscli.config.evaluate import VQGANEvalConfig, VQGANEvalOptions
+from tatscli.config.evaluate import I3D_FRAMES, VQGANEvalConfig, VQGANEvalOptions
 from tatscli.config.words import counted
 from tatscli.core import weights
 from tatscli.core.checkpoint import TrainedVQGAN
@@ -50,7 +50,7 @@ from tatscli.core.metrics.reconstruction import (
 )
 from tatscli.core.metrics.uncertainty import RECOMMENDED, distances
 from tatscli.core.metrics.usage import ENOUGH, CodeUsage, UsageCounts
-from tatscli.core.models.i3d import I3D, MIN_FRAMES, random_i3d
+from tatscli.core.models.i3d import I3D, random_i3d
 from tatscli.core.models.i3d_files import load_i3d
 from tatscli.core.models.inference import vqgan_for_inference
 from tatscli.core.models.perceptual import LEAST_SIDES, LPIPS, Network
@@ -282,10 +282,10 @@ def _judges(
             missing[f"lpips_{network}"] = (
                 f"its weights are not here; 'tats weights fetch {file}', then --lpips {network}"
             )
-    if options.rfvd and frames < MIN_FRAMES:
+    if options.rfvd and frames < I3D_FRAMES:
         raise ConfigError(
-            f"--rfvd: clips of {frames} frames, I3D needs at least {MIN_FRAMES}",
-            f"--sequence-length {MIN_FRAMES} or more, or leave out --rfvd",
+            f"--rfvd: clips of {frames} frames, I3D needs at least {I3D_FRAMES}",
+            f"--sequence-length {I3D_FRAMES} or more, or leave out --rfvd",
         )
     distance = _Distance(options.rfvd_features, device) if options.rfvd else None
     return _Judges(lpips, distance, missing, pictures=True)

@@ -26,7 +26,7 @@ from tatscli.app.pictures import DEFAULT_RATE, GRID_SAMPLES, STRIP_ROWS, enlarge
 from tatscli.app.reporting import ForCaller, Reporter, Silent
 from tatscli.app.sampler import Cuts, Sampler, long_sampler, short_sampler
 from tatscli.config.data import ClipConfig
-from tatscli.config.evaluate import FVDConfig, FVDOptions
+from tatscli.config.evaluate import I3D_FRAMES, FVDConfig, FVDOptions
 from tatscli.config.files import from_arguments
 from tatscli.config.sample import (
     ContextConfig,
@@ -50,7 +50,6 @@ from tatscli.core.data.video import (
 )
 from tatscli.core.failures import explained
 from tatscli.core.files import held_alone, unwritable
-from tatscli.core.models.i3d import MIN_FRAMES
 from tatscli.core.models.shapes import check_shape
 from tatscli.core.models.vqgan import VQGAN
 from tatscli.core.paths import find_checkpoint
@@ -614,10 +613,10 @@ def _note_unused(real: RealDataConfig, reporter: Reporter) -> None:
 
 def _check_comparison(real: RealDataConfig, frames: int) -> None:
     """Find out before sampling whether the comparison can be made."""
-    if frames < MIN_FRAMES:
+    if frames < I3D_FRAMES:
         raise ConfigError(
-            f"--compute-fvd needs samples of at least {MIN_FRAMES} frames, these have {frames}",
-            f"leave it out, or use tats sample long --frames {MIN_FRAMES} or more",
+            f"--compute-fvd needs samples of at least {I3D_FRAMES} frames, these have {frames}",
+            f"leave it out, or use tats sample long --frames {I3D_FRAMES} or more",
         )
     check_comparison(real)
     weights.locate("i3d", "leave out --compute-fvd")

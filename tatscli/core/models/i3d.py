@@ -23,7 +23,6 @@ from tatscli.config.evaluate import I3D_FRAMES
 from tatscli.core.weights import Layout
 
 SIDE = 224
-MIN_FRAMES = I3D_FRAMES
 CLASSES = 400
 
 _BRANCHES = ("b0", "b1a", "b1b", "b2a", "b2b", "b3b")
@@ -98,8 +97,8 @@ class I3D(nn.Module):
         """
         if clips.ndim != 5 or clips.shape[1] != 3 or clips.shape[-2:] != (SIDE, SIDE):
             raise ValueError(f"clips of (B, 3, T, {SIDE}, {SIDE}) expected, got {(*clips.shape,)}")
-        if clips.shape[2] < MIN_FRAMES:
-            raise ValueError(f"at least {MIN_FRAMES} frames needed, got {clips.shape[2]}")
+        if clips.shape[2] < I3D_FRAMES:
+            raise ValueError(f"at least {I3D_FRAMES} frames needed, got {clips.shape[2]}")
         features = clips.contiguous(memory_format=torch.channels_last_3d)
         features = self.blocks(self.stem(features.to(next(self.stem.buffers()).dtype)))
         # The last layer is linear: the mean over time may as well come before it.

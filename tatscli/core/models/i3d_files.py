@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatscli.config.evaluate import I3D_FRAMES
 from tatscli.core.crc32c import crc32c, masked
-from tatscli.core.models.i3d import I3D, MIN_FRAMES, SIDE, layout
+from tatscli.core.models.i3d import I3D, SIDE, layout
 from tatscli.core.weights import FILES, match_layout, read_state
 from tatscli.errors import CheckpointError
 
@@ -215,7 +216,7 @@ def _open_program(content: bytes) -> torch.nn.Module:
 def _probe(program: torch.nn.Module, network: I3D) -> float:
     """Returns how far two networks are apart on noise, as a part of the outputs' size."""
     generator = torch.Generator().manual_seed(0)
-    clip = torch.rand(1, 3, MIN_FRAMES, SIDE, SIDE, generator=generator) * 2 - 1
+    clip = torch.rand(1, 3, I3D_FRAMES, SIDE, SIDE, generator=generator) * 2 - 1
     with torch.inference_mode():
         expected = program(clip, rescale=False, resize=False, return_features=True)
         found = network(clip).logits
